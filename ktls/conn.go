@@ -1,0 +1,326 @@
+package ktls
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Conn is the server side of a TLS connection: crypto/tls's until [Conn.Upgrade],
+// with the kernel encrypting what is sent afterwards. It is safe for concurrent
+// use as a tls.Conn is: one reader and any number of writers at a time.
+type Conn struct {
+	tls  *tls.Conn
+	tap  *tap
+	opts *Options
+
+	// active interlocks Close with the kernel's writes: bit 0 is set once Close
+	// was called, the rest counts writes in flight, as tls.Conn's activeCall.
+	active    atomic.Int32
+	offloaded atomic.Bool // tap.kernel is set; never unset
+
+	hsMu    sync.Mutex // one handshake at a time; held before tap.wmu
+	hsDone  atomic.Bool
+	version uint16 // set before hsDone
+	suite   uint16
+
+	upgradeErr *UpgradeError // final refusal; guarded by tap.wmu
+	sequence   uint64        // first sequence number of the kernel's; guarded by tap.wmu
+	sentFile   atomic.Int64  // bytes sent by SendFile
+}
+
+// Server returns a connection on conn whose handshake is run by crypto/tls with
+// config, which must come from [ServerConfig] if it shall ever be upgraded. opts
+// may be nil. conn must not be used by anyone else from then on.
+func Server(conn net.Conn, config *tls.Config, opts *Options) *Conn {
+	if opts == nil {
+		opts = new(Options)
+	}
+	t := &tap{Conn: conn}
+	return &Conn{tls: tls.Server(t, config), tap: t, opts: opts}
+}
+
+// Handshake is HandshakeContext without a context.
+func (c *Conn) Handshake() error { return c.HandshakeContext(context.Background()) }
+
+// HandshakeContext runs the handshake if it has not yet been run. Read, Write
+// and Upgrade call it first. Errors are those of tls.Conn.HandshakeContext.
+func (c *Conn) HandshakeContext(ctx context.Context) error {
+	if c.hsDone.Load() {
+		return nil
+	}
+	c.hsMu.Lock()
+	defer c.hsMu.Unlock()
+	if c.hsDone.Load() {
+		return nil
+	}
+	if err := c.tls.HandshakeContext(ctx); err != nil {
+		return err
+	}
+	state := c.tls.ConnectionState()
+	c.version, c.suite = state.Version, state.CipherSuite
+	c.tap.handshakeDone(c.version, c.suite)
+	c.hsDone.Store(true)
+	if c.opts.UpgradeAtHandshake {
+		c.Upgrade() //nolint:errcheck // OnUpgrade and UpgradeErr tell
+	}
+	return nil
+}
+
+// ConnectionState is that of the TLS connection.
+func (c *Conn) ConnectionState() tls.ConnectionState { return c.tls.ConnectionState() }
+
+// Offloaded reports whether the kernel encrypts what is sent.
+func (c *Conn) Offloaded() bool { return c.offloaded.Load() }
+
+// Info describes a connection for logs.
+type Info struct {
+	Version   uint16 // as in crypto/tls; 0 before the handshake
+	Cipher    Cipher // 0 if the kernel knows none for the cipher suite
+	Offloaded bool
+	Sequence  uint64 // number of the first record that the kernel encrypted
+	Lazy      bool   // upgraded by a call of Upgrade, not with the handshake
+	SentFile  int64  // bytes sent by SendFile
+}
+
+// info is Info with tap.wmu held.
+func (c *Conn) info() Info {
+	i := Info{Offloaded: c.offloaded.Load(), SentFile: c.sentFile.Load(), Lazy: !c.opts.UpgradeAtHandshake, Sequence: c.sequence}
+	if c.hsDone.Load() {
+		i.Version = c.version
+		i.Cipher, _ = CipherOf(c.suite)
+	}
+	return i
+}
+
+// Info describes the connection as it is now.
+func (c *Conn) Info() Info {
+	c.tap.wmu.Lock()
+	defer c.tap.wmu.Unlock()
+	return c.info()
+}
+
+// Read reads application data, through crypto/tls.
+func (c *Conn) Read(p []byte) (int, error) {
+	if err := c.Handshake(); err != nil {
+		return 0, err
+	}
+	return c.tls.Read(p)
+}
+
+// Write writes application data: through crypto/tls, or to the socket where the
+// kernel encrypts. After an error nothing more can be written.
+func (c *Conn) Write(p []byte) (int, error) {
+	if c.offloaded.Load() {
+		return c.writeKernel(p, false)
+	}
+	if err := c.Handshake(); err != nil {
+		return 0, err
+	}
+	// If the upgrade comes between the check and here, what crypto/tls writes
+	// is intercepted: right, only slower.
+	return c.tls.Write(p)
+}
+
+// WriteMore is Write with the promise that more follows at once: where the
+// kernel encrypts, a last record that isn't full is kept open (MSG_MORE) for
+// what comes next. Otherwise it is Write.
+func (c *Conn) WriteMore(p []byte) (int, error) {
+	if c.offloaded.Load() {
+		return c.writeKernel(p, true)
+	}
+	return c.Write(p)
+}
+
+func (c *Conn) writeKernel(p []byte, more bool) (n int, err error) {
+	err = c.send(func(k *kernelTX) error {
+		n, err = k.write(p, more)
+		return err
+	})
+	return n, err
+}
+
+// ErrNotOffloaded is returned by SendFile on a connection that wasn't upgraded.
+var ErrNotOffloaded = errors.New("ktls: the kernel doesn't encrypt this connection")
+
+// SendFile sends n bytes of f, a regular file, from offset off on, by
+// sendfile(2): the kernel encrypts them straight out of the page cache. The
+// file's own offset is neither used nor changed. It returns how many bytes were
+// sent, and an error whenever that isn't n; io.ErrUnexpectedEOF if the file is
+// (or becomes) shorter than off+n. After any error nothing more can be written.
+//
+// stalled, if not nil, is called whenever the socket takes no more for now, with
+// the number of bytes sent so far, before waiting: the place to move the write
+// deadline of a client that is slow but not idle. It must not write or close.
+func (c *Conn) SendFile(f *os.File, off, n int64, stalled func(sent int64)) (sent int64, err error) {
+	if !c.offloaded.Load() {
+		return 0, ErrNotOffloaded
+	}
+	err = c.send(func(k *kernelTX) error {
+		sent, err = k.sendFile(f, off, n, stalled)
+		return err
+	})
+	c.sentFile.Add(sent)
+	return sent, err
+}
+
+// send runs write with the write lock held, unless the connection was closed or
+// a write failed before. The first error is kept.
+func (c *Conn) send(write func(*kernelTX) error) error {
+	for { // interlock with Close
+		x := c.active.Load()
+		if x&1 != 0 {
+			return c.tap.reason(net.ErrClosed)
+		}
+		if c.active.CompareAndSwap(x, x+2) {
+			break
+		}
+	}
+	defer c.active.Add(-2)
+	t := c.tap
+	t.wmu.Lock()
+	defer t.wmu.Unlock()
+	if t.written != nil {
+		return t.written
+	}
+	err := write(t.kernel)
+	if err != nil {
+		err = t.reason(err)
+		t.written = err
+	}
+	return err
+}
+
+// Upgrade moves the sending side into the kernel. It returns nil if the kernel
+// encrypts, now or since before; otherwise an *[UpgradeError], and the
+// connection goes on with crypto/tls. A refusal is final: it is not tried again.
+func (c *Conn) Upgrade() error {
+	if c.offloaded.Load() {
+		return nil
+	}
+	if !c.hsDone.Load() {
+		return refuse(ReasonHandshake, "the handshake isn't complete")
+	}
+	t := c.tap
+	t.wmu.Lock()
+	defer t.wmu.Unlock()
+	if t.kernel != nil {
+		return nil
+	}
+	if c.upgradeErr != nil {
+		return c.upgradeErr
+	}
+	err := c.upgrade()
+	t.forget()
+	if err != nil {
+		c.upgradeErr = err
+		if c.opts.OnUpgrade != nil {
+			c.opts.OnUpgrade(c, c.info(), err)
+		}
+		return err
+	}
+	c.offloaded.Store(true)
+	if c.opts.OnUpgrade != nil {
+		c.opts.OnUpgrade(c, c.info(), nil)
+	}
+	return nil
+}
+
+// upgrade takes the steps in order. All that can fail comes before TLS_TX is
+// set, which is the last of them. tap.wmu is held.
+func (c *Conn) upgrade() *UpgradeError {
+	t := c.tap
+	if c.version != tls.VersionTLS12 && c.version != tls.VersionTLS13 {
+		return refuse(ReasonVersion, "%s has no kernel TLS", tls.VersionName(c.version))
+	}
+	cipher, ok := CipherOf(c.suite)
+	if !ok {
+		return refuse(ReasonCipher, "%s has no kernel TLS", tls.CipherSuiteName(c.suite))
+	}
+	if f := c.opts.features(); !f.CanTX(c.version, cipher) {
+		return refuse(ReasonKernel, "this kernel can't encrypt %s %s", tls.VersionName(c.version), cipher)
+	}
+	tcp := c.opts.tcpConn(t.Conn)
+	if tcp == nil {
+		return refuse(ReasonNotTCP, "%T isn't known to be a TCP connection", t.Conn)
+	}
+	if t.written != nil || c.active.Load()&1 != 0 {
+		return &UpgradeError{Reason: ReasonClosed, Err: fmt.Errorf("writing has ended: %w", errors.Join(t.written, net.ErrClosed))}
+	}
+	if err := step(stepProve, t.prove); err != nil {
+		return &UpgradeError{Reason: ReasonUnproven, Err: err}
+	}
+	if t.out.partial() {
+		return refuse(ReasonUnproven, "a record was written in part")
+	}
+	next := t.send.next + t.since
+	kernel, err := newKernelTX(tcp, t.send.keys, next)
+	if err != nil {
+		return &UpgradeError{Reason: ReasonKernel, Err: err}
+	}
+	t.send.next = next
+	t.since = 0
+	t.kernel = kernel
+	c.sequence = next
+	return nil
+}
+
+// Close sends close_notify, waiting at most 5 s for it to be taken, and closes
+// the connection. With a write of the kernel's in flight, or after one that
+// failed, it just closes, so that the peer sees the truncation.
+func (c *Conn) Close() error {
+	var x int32
+	for {
+		x = c.active.Load()
+		if x&1 != 0 {
+			return net.ErrClosed
+		}
+		if c.active.CompareAndSwap(x, x|1) {
+			break
+		}
+	}
+	if x != 0 {
+		return c.tap.Conn.Close()
+	}
+	err := c.tls.Close()
+	if c.tap.wmu.TryLock() { // else a writer is on its way out; nothing to wait for
+		c.tap.forget()
+		c.tap.wmu.Unlock()
+	}
+	return err
+}
+
+// CloseWrite sends close_notify. What is written afterwards fails.
+func (c *Conn) CloseWrite() error { return c.tls.CloseWrite() }
+
+// Abort closes the connection at once and without close_notify: the peer sees
+// that what it got is cut short. err is what blocked and later calls return.
+func (c *Conn) Abort(err error) {
+	c.active.Or(1)
+	c.tap.abort(err)
+}
+
+// LocalAddr returns the local address of the connection below.
+func (c *Conn) LocalAddr() net.Addr { return c.tap.LocalAddr() }
+
+// RemoteAddr returns the remote address of the connection below.
+func (c *Conn) RemoteAddr() net.Addr { return c.tap.RemoteAddr() }
+
+// SetDeadline sets the read and the write deadline.
+func (c *Conn) SetDeadline(t time.Time) error { return c.tap.SetDeadline(t) }
+
+// SetReadDeadline sets the deadline of Read.
+func (c *Conn) SetReadDeadline(t time.Time) error { return c.tap.SetReadDeadline(t) }
+
+// SetWriteDeadline sets the deadline of Write, WriteMore and SendFile, also of
+// one that is waiting. After a write has timed out the connection can't be
+// written to any more, as with a tls.Conn.
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.tap.SetWriteDeadline(t) }
+
+var _ net.Conn = (*Conn)(nil)

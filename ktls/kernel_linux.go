@@ -1,0 +1,194 @@
+package ktls
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// kernelTX sends on a TCP socket whose records the kernel encrypts. All its
+// methods are called with tap.wmu held, block under Go's poller and obey the
+// write deadline.
+type kernelTX struct {
+	tcp *net.TCPConn
+	raw syscall.RawConn
+}
+
+// newKernelTX lets the kernel encrypt what is sent on tcp from the record with
+// number seq on. After an error the socket is as before: TCP_ULP without keys
+// passes bytes on unchanged (net/tls/tls_main.c, TLS_BASE).
+func newKernelTX(tcp *net.TCPConn, keys *Keys, seq uint64) (*kernelTX, error) {
+	k := &kernelTX{tcp: tcp}
+	var info []byte
+	err := step(stepOpen, func() (err error) {
+		info, err = keys.CryptoInfo(seq)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer clear(info)
+	err = step(stepRawConn, func() (err error) {
+		k.raw, err = tcp.SyscallConn()
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = k.setup(stepLowat, raiseNotsentLowat)
+	if err != nil {
+		return nil, err
+	}
+	err = k.setup(stepULP, setULP)
+	if err != nil {
+		return nil, err
+	}
+	err = k.setup(stepTX, func(fd int) error { return setCryptoInfo(fd, tlsTX, info) })
+	if err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// setup takes one step that needs the descriptor.
+func (k *kernelTX) setup(s upgradeStep, do func(fd int) error) error {
+	return step(s, func() error {
+		var err error
+		if cerr := k.raw.Control(func(fd uintptr) { err = do(int(fd)) }); cerr != nil {
+			return cerr
+		}
+		return err
+	})
+}
+
+// write writes application data. With more set, a last record that isn't full
+// stays open for what is sent next.
+func (k *kernelTX) write(p []byte, more bool) (n int, err error) {
+	if !more {
+		return k.tcp.Write(p)
+	}
+	err = k.loop("sendto", func(fd int) error {
+		for n < len(p) {
+			m, err := unix.SendmsgN(fd, p[n:], nil, nil, unix.MSG_MORE|unix.MSG_NOSIGNAL)
+			if err != nil {
+				return err
+			}
+			n += m
+		}
+		return nil
+	})
+	return n, err
+}
+
+// control sends p as one record of type typ. An open data record ends first.
+func (k *kernelTX) control(typ byte, p []byte) error {
+	return k.loop("sendmsg", func(fd int) error {
+		_, err := sendRecord(fd, typ, p, 0)
+		return err
+	})
+}
+
+// maxSendfile bounds one system call, so that a deadline that has passed is
+// noticed at least that often however fast the peer reads.
+const maxSendfile = 16 << 20
+
+// sendFile is Conn.SendFile.
+func (k *kernelTX) sendFile(f *os.File, off, n int64, stalled func(int64)) (sent int64, err error) {
+	if off < 0 || n < 0 {
+		return 0, fmt.Errorf("ktls: %d bytes at offset %d of a file: %w", n, off, unix.EINVAL)
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	// Asking for more than there is delays the last record on some kernels and
+	// confuses NIC offload on others.
+	if fi.Size()-off < n {
+		return 0, io.ErrUnexpectedEOF
+	}
+	src, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	cerr := src.Control(func(in uintptr) {
+		err = k.loop("sendfile", func(fd int) error {
+			for sent < n {
+				m, err := unix.Sendfile(fd, int(in), &off, int(min(n-sent, maxSendfile)))
+				if m > 0 {
+					sent += int64(m)
+				}
+				if err == unix.EAGAIN && stalled != nil {
+					stalled(sent)
+				}
+				if err != nil {
+					return err
+				}
+				if m == 0 {
+					return io.ErrUnexpectedEOF
+				}
+			}
+			return nil
+		})
+	})
+	if cerr != nil {
+		return sent, cerr
+	}
+	return sent, err
+}
+
+// loop calls do until it returns something else than EAGAIN (wait until the
+// socket can be written to) or EINTR.
+func (k *kernelTX) loop(call string, do func(fd int) error) error {
+	var err error
+	werr := k.raw.Write(func(fd uintptr) bool {
+		for {
+			err = do(int(fd))
+			if !errors.Is(err, unix.EINTR) {
+				return !errors.Is(err, unix.EAGAIN)
+			}
+		}
+	})
+	if werr != nil {
+		return werr
+	}
+	if errno, ok := err.(syscall.Errno); ok {
+		err = os.NewSyscallError(call, errno)
+	}
+	if _, ok := err.(*os.SyscallError); ok {
+		err = &net.OpError{Op: "write", Net: "tcp", Source: k.tcp.LocalAddr(), Addr: k.tcp.RemoteAddr(), Err: err}
+	}
+	return err
+}
+
+// minNotsentLowat is the least TCP_NOTSENT_LOWAT, in bytes, under which sendfile
+// on a kTLS socket doesn't stall.
+const minNotsentLowat = 128 << 10
+
+// notsentLowat is the system's default, in bytes; 0 if it can't be read.
+var notsentLowat = sync.OnceValue(func() uint64 {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_notsent_lowat")
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+})
+
+// raiseNotsentLowat overrides a system default that is too low.
+func raiseNotsentLowat(fd int) error {
+	if notsentLowat() >= minNotsentLowat {
+		return nil
+	}
+	return setNotsentLowat(fd, minNotsentLowat)
+}

@@ -1,0 +1,163 @@
+package ktls
+
+import (
+	"encoding/binary"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Kernel TLS's socket options and control messages (include/linux/socket.h,
+// include/uapi/linux/tls.h).
+const (
+	solTLS = 282
+
+	tlsTX              = 1 // struct tls12_crypto_info_*
+	tlsRX              = 2 // struct tls12_crypto_info_*
+	tlsTXZerocopyRO    = 3 // int, since 5.19
+	tlsRXExpectNoPad   = 4 // int, since 6.0; TLS 1.3 alone, after TLS_RX
+	tlsTXMaxPayloadLen = 5 // u16, since 7.2; after TLS_TX
+
+	tlsSetRecordType = 1 // one byte
+	tlsGetRecordType = 2 // one byte
+)
+
+// setULP attaches kernel TLS to a connected TCP socket. This alone changes
+// nothing on the wire, and can't be undone. Errors: ENOENT: no tls module;
+// EEXIST: attached already; ENOTCONN: not (or no longer) connected;
+// ENOPROTOOPT or EOPNOTSUPP: no TCP socket.
+func setULP(fd int) error {
+	return os.NewSyscallError("setsockopt TCP_ULP", unix.SetsockoptString(fd, unix.SOL_TCP, unix.TCP_ULP, "tls"))
+}
+
+// setCryptoInfo hands the keys in info, from Keys.CryptoInfo, to the kernel,
+// for direction dir (tlsTX or tlsRX). Errors: EINVAL or EOPNOTSUPP: version or
+// cipher not known; ENOENT: its crypto module isn't there; EBUSY: dir has keys
+// and this kernel can't change them; ENOPROTOOPT: no setULP before.
+//
+// unix.SetsockoptString would leave the key in a string, which nobody can
+// clear. SetsockoptCanRawFilter does setsockopt at any level with a slice of
+// the caller's, of elements of 8 bytes, and every crypto_info is a multiple of
+// 8 bytes long.
+func setCryptoInfo(fd, dir int, info []byte) error {
+	if len(info) == 0 || len(info)%unix.SizeofCanFilter != 0 {
+		return os.NewSyscallError("setsockopt TLS_TX/TLS_RX", unix.EINVAL)
+	}
+	buf := make([]unix.CanFilter, len(info)/unix.SizeofCanFilter)
+	defer clear(buf)
+	for i := range buf {
+		b := info[i*unix.SizeofCanFilter:]
+		buf[i] = unix.CanFilter{Id: binary.NativeEndian.Uint32(b), Mask: binary.NativeEndian.Uint32(b[4:])}
+	}
+	name := "setsockopt TLS_TX"
+	if dir == tlsRX {
+		name = "setsockopt TLS_RX"
+	}
+	return os.NewSyscallError(name, unix.SetsockoptCanRawFilter(fd, solTLS, dir, buf))
+}
+
+// setZerocopyRO lets a network card that does the encryption send file pages
+// without copying them first. The files must not change while they are sent.
+func setZerocopyRO(fd int, on bool) error {
+	return os.NewSyscallError("setsockopt TLS_TX_ZEROCOPY_RO", unix.SetsockoptInt(fd, solTLS, tlsTXZerocopyRO, boolInt(on)))
+}
+
+// setExpectNoPad tells the kernel that the peer doesn't pad its TLS 1.3
+// records, so that it decrypts straight into the reader's memory. Padded ones
+// are still read rightly, at a cost. EINVAL before TLS_RX and in TLS 1.2.
+func setExpectNoPad(fd int, on bool) error {
+	return os.NewSyscallError("setsockopt TLS_RX_EXPECT_NO_PAD", unix.SetsockoptInt(fd, solTLS, tlsRXExpectNoPad, boolInt(on)))
+}
+
+// setMaxPayloadLen limits the content of the records to n bytes. ENOPROTOOPT
+// where the kernel has no such option. The kernel insists on two bytes, which
+// unix.SetsockoptString passes on as they are.
+func setMaxPayloadLen(fd int, n uint16) error {
+	b := binary.NativeEndian.AppendUint16(nil, n)
+	return os.NewSyscallError("setsockopt TLS_TX_MAX_PAYLOAD_LEN", unix.SetsockoptString(fd, solTLS, tlsTXMaxPayloadLen, string(b)))
+}
+
+// setNotsentLowat sets how many bytes not yet sent (TCP_NOTSENT_LOWAT) make
+// the socket count as not writable.
+func setNotsentLowat(fd, n int) error {
+	return os.NewSyscallError("setsockopt TCP_NOTSENT_LOWAT", unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_NOTSENT_LOWAT, n))
+}
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// sendRecord sends p on a socket with TLS_TX as the content of one record of
+// type typ, other than application data, of at most MaxPlaintext bytes. The
+// kernel sends an open (MSG_MORE) data record first. MSG_MORE itself is EINVAL
+// in flags, and so is an empty p: x/sys would send a byte in its place. After
+// shutdown(SHUT_WR) the kernel drops the record and reports success.
+func sendRecord(fd int, typ byte, p []byte, flags int) (int, error) {
+	if len(p) == 0 {
+		return 0, os.NewSyscallError("sendmsg", unix.EINVAL)
+	}
+	var buf [maxCmsgSpace]byte
+	oob := buf[:unix.CmsgSpace(1)]
+	putCmsghdr(oob, unix.CmsgLen(1), solTLS, tlsSetRecordType)
+	oob[unix.CmsgLen(0)] = typ
+	for {
+		n, err := unix.SendmsgN(fd, p, oob, nil, flags|unix.MSG_NOSIGNAL)
+		if err != unix.EINTR {
+			return n, os.NewSyscallError("sendmsg", err)
+		}
+	}
+}
+
+// recvRecord reads content of one type from a socket with TLS_RX into p, which
+// must not be empty. It returns the type, or -1 if the kernel told none (no
+// TLS_RX). At the end of the stream n is 0. Application data of several records
+// may come in one call, a record of another type alone; what doesn't fit p
+// comes with the next call. Errors: EBADMSG: a record doesn't open; EKEYEXPIRED:
+// the peer sent a KeyUpdate, and TLS_RX must be set anew.
+func recvRecord(fd int, p []byte, flags int) (n int, typ int, err error) {
+	if len(p) == 0 {
+		return 0, -1, os.NewSyscallError("recvmsg", unix.EINVAL)
+	}
+	var buf [maxCmsgSpace]byte
+	var oobn int
+	for {
+		n, oobn, _, _, err = unix.Recvmsg(fd, p, buf[:unix.CmsgSpace(1)], flags)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		return 0, -1, os.NewSyscallError("recvmsg", err)
+	}
+	typ = -1
+	if oobn >= unix.CmsgLen(1) {
+		if level, ctype := cmsgLevelType(buf[:]); level == solTLS && ctype == tlsGetRecordType {
+			typ = int(buf[unix.CmsgLen(0)])
+		}
+	}
+	return n, typ, nil
+}
+
+// maxCmsgSpace is unix.CmsgSpace(1) or more on every architecture.
+const maxCmsgSpace = 32
+
+// putCmsghdr writes a struct cmsghdr (include/linux/socket.h) to the start of
+// b: a size_t, which is as large as the machine's words, and two ints.
+func putCmsghdr(b []byte, length, level, typ int) {
+	if unix.SizeofCmsghdr == 16 {
+		binary.NativeEndian.PutUint64(b, uint64(length))
+	} else {
+		binary.NativeEndian.PutUint32(b, uint32(length))
+	}
+	binary.NativeEndian.PutUint32(b[unix.SizeofCmsghdr-8:], uint32(level))
+	binary.NativeEndian.PutUint32(b[unix.SizeofCmsghdr-4:], uint32(typ))
+}
+
+// cmsgLevelType reads two fields of the struct cmsghdr at the start of b.
+func cmsgLevelType(b []byte) (level, typ int) {
+	return int(int32(binary.NativeEndian.Uint32(b[unix.SizeofCmsghdr-8:]))),
+		int(int32(binary.NativeEndian.Uint32(b[unix.SizeofCmsghdr-4:])))
+}

@@ -1,0 +1,488 @@
+package ktls
+
+import (
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// tap is the net.Conn under crypto/tls. It passes bytes on as they are, in
+// order and at once, and follows the record headers in both directions without
+// copying. What it keeps is what an upgrade must know: the last record of the
+// handshake, the server's random, the secrets that crypto/tls logs, and how
+// many records were written since.
+//
+// Lock order: wmu, then mu. wmu may be held over a blocking write, mu never is.
+type tap struct {
+	net.Conn
+
+	// wmu serializes what goes to the socket: crypto/tls's writes, the
+	// kernel's, and the switch from the one to the other. It guards the fields
+	// down to mu.
+	wmu     sync.Mutex
+	out     scanner
+	cur     []byte // the record that isn't complete yet, where its bytes will be needed
+	last    []byte // last record of the handshake
+	random  [32]byte
+	written error // first error of a write: from then on the stream has a gap
+	lost    error // why key and sequence number can't be known any more
+	done    bool  // handshake is complete
+	watch   bool  // crypto/tls may write what an upgrade must know of
+	version uint16
+	suite   uint16
+	since   uint64 // records written since the handshake
+	send    *sendState
+	kernel  *kernelTX // not nil: the kernel encrypts
+
+	mu      sync.Mutex
+	secrets secrets
+
+	in     scanner // used by the one reader only
+	broken atomic.Pointer[error]
+}
+
+// sendState is what is proven of the sending direction of crypto/tls: its
+// traffic keys, and the sequence number of the next record it will write.
+type sendState struct {
+	keys   *Keys
+	opener *Opener
+	secret []byte // TLS 1.3: the traffic secret of this generation
+	next   uint64
+}
+
+func (s *sendState) wipe() {
+	s.keys.Wipe()
+	clear(s.secret)
+}
+
+// NetConn returns the connection below, for those who look at the Conn of a
+// tls.ClientHelloInfo.
+func (t *tap) NetConn() net.Conn { return t.Conn }
+
+// Read passes through. It is the only reader of the connection below.
+func (t *tap) Read(p []byte) (int, error) {
+	if err := t.broken.Load(); err != nil {
+		return 0, *err
+	}
+	n, err := t.Conn.Read(p)
+	t.in.skip(p[:n])
+	if e := t.broken.Load(); e != nil {
+		return 0, *e
+	}
+	return n, err
+}
+
+// Write is called by crypto/tls with whole records. They pass through until
+// the kernel took over; then each is opened and sent on by its type.
+func (t *tap) Write(p []byte) (int, error) {
+	t.wmu.Lock()
+	defer t.wmu.Unlock()
+	if t.kernel != nil {
+		return t.intercept(p)
+	}
+	n, err := t.Conn.Write(p)
+	t.wrote(p[:n])
+	if err != nil {
+		err = t.reason(err)
+		if t.written == nil {
+			t.written = err
+		}
+	}
+	return n, err
+}
+
+// wrote follows what crypto/tls has written. wmu is held.
+func (t *tap) wrote(p []byte) {
+	for len(p) > 0 {
+		n, end := t.out.scan(p)
+		part := p[:n]
+		p = p[n:]
+		if !end {
+			if t.keep() {
+				t.cur = append(t.cur, part...)
+			}
+			continue
+		}
+		if len(t.cur) > 0 {
+			t.cur = append(t.cur, part...)
+			part = t.cur
+		}
+		t.record(part, len(p) == 0)
+		t.cur = t.cur[:0]
+	}
+}
+
+// keep reports whether the bytes of the current, incomplete record are needed.
+func (t *tap) keep() bool {
+	return !t.done || t.out.have < RecordHeaderLen || t.watched()
+}
+
+// record handles one complete record that crypto/tls has written. rec is valid
+// during the call only, and holds the whole record only where keep says so.
+// final means that nothing follows it in the same write.
+func (t *tap) record(rec []byte, final bool) {
+	if !t.done {
+		// ServerHello: type 22, length, msg_type 2, uint24 length, version, random
+		// (RFC 5246 section 7.4.1.3; a TLS 1.3 HelloRetryRequest looks the same,
+		// but there the random isn't used). It is the server's first record: a
+		// later one may go on in the middle of a certificate and look like it.
+		if t.out.records == 1 && len(rec) >= RecordHeaderLen+6+32 && rec[0] == RecordTypeHandshake && rec[RecordHeaderLen] == 2 {
+			copy(t.random[:], rec[RecordHeaderLen+6:])
+		}
+		if final {
+			t.last = append(t.last[:0], rec...)
+		}
+		return
+	}
+	t.since++
+	if t.watched() {
+		t.follow(rec)
+	}
+}
+
+// watched reports whether the record just scanned may be an alert or a
+// KeyUpdate. TLS 1.3 hides the type, but crypto/tls gives them one length each:
+// 2 bytes of alert (RFC 8446 section 6) or 5 of message (section 4.6.3), 1 of
+// inner type, 16 of tag.
+func (t *tap) watched() bool {
+	if !t.watch || t.out.have < RecordHeaderLen {
+		return false
+	}
+	if t.version == tls.VersionTLS12 {
+		return t.out.hdr[0] == RecordTypeAlert
+	}
+	n := t.out.length()
+	return n == 2+1+tagLen || n == 5+1+tagLen
+}
+
+// follow opens a record that may be an alert or crypto/tls's answer to a
+// KeyUpdate. It must know: after the one nothing may be written any more, after
+// the other another key and sequence number count. If anything is in doubt the
+// connection is never upgraded.
+func (t *tap) follow(rec []byte) {
+	if t.written != nil || t.lost != nil {
+		return
+	}
+	if t.lost = t.prove(); t.lost != nil {
+		return
+	}
+	s := t.send
+	typ, msg, err := s.opener.Open(nil, rec, s.next+t.since-1)
+	switch {
+	case err != nil:
+		t.lost = err
+		return
+	case typ == RecordTypeApplicationData:
+		return
+	case typ == RecordTypeAlert && len(msg) == 2:
+		t.alertSent(msg[1])
+		return
+	case typ != RecordTypeHandshake || !isKeyUpdate(msg):
+		t.lost = fmt.Errorf("ktls: crypto/tls wrote an unexpected message in a record of type %d", typ)
+		return
+	}
+	next, err := nextSendState(t.suite, s)
+	if err != nil {
+		t.lost = err
+		return
+	}
+	s.wipe()
+	t.send, t.since = next, 0
+}
+
+// handshakeDone tells the tap that the records that follow are application
+// data, alerts and post-handshake messages.
+func (t *tap) handshakeDone(version, suite uint16) {
+	t.wmu.Lock()
+	defer t.wmu.Unlock()
+	t.version, t.suite, t.done = version, suite, true
+	t.watch = version == tls.VersionTLS13 || version == tls.VersionTLS12
+	t.cur = nil
+	if t.out.partial() {
+		t.lost = errors.New("ktls: handshake ended within a record")
+	}
+}
+
+// intercept sends what crypto/tls writes after the upgrade on through the
+// kernel. wmu is held.
+func (t *tap) intercept(p []byte) (int, error) {
+	if t.written != nil {
+		return 0, t.written
+	}
+	total := len(p)
+	for len(p) > 0 {
+		n, end := t.out.scan(p)
+		rec := p[:n]
+		if !end || len(t.cur) > 0 {
+			t.cur = append(t.cur, rec...)
+			rec = t.cur
+		}
+		p = p[n:]
+		if !end {
+			continue
+		}
+		err := t.forward(rec)
+		t.cur = t.cur[:0]
+		if err != nil {
+			if t.written == nil {
+				t.written = err
+			}
+			return total - len(p) - n, err
+		}
+	}
+	return total, nil
+}
+
+// forward opens one record under crypto/tls's key and sends its content as a
+// record of the kernel's.
+func (t *tap) forward(rec []byte) error {
+	typ, data, err := t.send.opener.Open(nil, rec, t.send.next)
+	if err != nil {
+		t.abort(err)
+		return err
+	}
+	t.send.next++
+	switch typ {
+	case RecordTypeApplicationData:
+		// A Write that began before the upgrade and had more than one record.
+		_, err := t.kernel.write(data, false)
+		return err
+	case RecordTypeAlert:
+		err := t.kernel.control(typ, data)
+		if len(data) == 2 && err == nil {
+			t.alertSent(data[1])
+		}
+		return err
+	default:
+		// A KeyUpdate: the kernel would have to follow. Until it does, say so to
+		// the peer and end the connection.
+		err := t.kernel.control(RecordTypeAlert, []byte{alertLevelFatal, alertInternalError})
+		if err == nil {
+			err = ErrKeyUpdate
+		}
+		t.stop(err)
+		return err
+	}
+}
+
+const (
+	alertLevelFatal    = 2
+	alertCloseNotify   = 0
+	alertInternalError = 80
+)
+
+var (
+	// ErrKeyUpdate ends a connection whose peer asked for new keys (RFC 8446
+	// section 4.6.3) after the kernel had taken over.
+	ErrKeyUpdate = errors.New("ktls: peer requested a KeyUpdate, which this connection can't follow")
+
+	errShutdown = errors.New("ktls: protocol is shutdown")
+)
+
+// alertSent notes that after this alert nothing may be written any more: all
+// but close_notify are fatal, or final to crypto/tls (no_renegotiation).
+func (t *tap) alertSent(desc byte) {
+	if desc == alertCloseNotify {
+		t.written = errShutdown
+	} else {
+		t.written = fmt.Errorf("ktls: connection ended by alert %d", desc)
+	}
+}
+
+// stop ends the connection in both directions after an alert: nothing more is
+// written, the peer gets the alert and then the end, and a blocked reader wakes.
+// wmu is held.
+func (t *tap) stop(err error) {
+	t.written = err
+	t.broken.CompareAndSwap(nil, &err)
+	t.kernel.tcp.CloseWrite()
+	t.SetReadDeadline(time.Unix(1, 0))
+}
+
+// forget wipes what only an upgrade needs, once it has been tried or can't come
+// any more. After an upgrade the opener stays: what crypto/tls writes must be
+// opened. wmu is held.
+func (t *tap) forget() {
+	t.mu.Lock()
+	t.secrets.wipe()
+	t.mu.Unlock()
+	clear(t.last)
+	t.last = nil
+	t.watch = false
+	if t.send == nil {
+		return
+	}
+	t.send.wipe()
+	if t.kernel == nil {
+		t.send = nil
+	}
+}
+
+// abort ends the connection at once: no close_notify, so that the peer sees the
+// truncation. It takes no lock and may be called while a write is blocked.
+func (t *tap) abort(err error) {
+	if err == nil {
+		err = net.ErrClosed
+	}
+	t.broken.CompareAndSwap(nil, &err)
+	t.Conn.Close()
+}
+
+// reason returns why the connection was ended, if it was, or else err.
+func (t *tap) reason(err error) error {
+	if e := t.broken.Load(); e != nil {
+		return *e
+	}
+	return err
+}
+
+// scanner follows the record headers of one direction (RFC 8446 section 5.1).
+type scanner struct {
+	hdr     [RecordHeaderLen]byte
+	have    int    // bytes of hdr that are known
+	left    int    // bytes of the current record's payload that are still to come
+	ended   bool   // the record of hdr is complete
+	records uint64 // complete records
+}
+
+// length is the payload length that the current header gives.
+func (s *scanner) length() int { return int(binary.BigEndian.Uint16(s.hdr[3:])) }
+
+// partial reports whether the stream stands within a record.
+func (s *scanner) partial() bool { return s.have > 0 && !s.ended }
+
+// scan takes bytes of p up to the end of the current record. It reports how
+// many, and whether they end the record. p must not be empty.
+func (s *scanner) scan(p []byte) (n int, end bool) {
+	if s.ended {
+		s.have, s.ended = 0, false
+	}
+	if s.have < RecordHeaderLen {
+		n = copy(s.hdr[s.have:], p)
+		s.have += n
+		if s.have < RecordHeaderLen {
+			return n, false
+		}
+		s.left = s.length()
+	}
+	m := min(s.left, len(p)-n)
+	s.left -= m
+	n += m
+	if s.left > 0 {
+		return n, false
+	}
+	s.ended = true
+	s.records++
+	return n, true
+}
+
+// skip scans all of p.
+func (s *scanner) skip(p []byte) {
+	for len(p) > 0 {
+		n, _ := s.scan(p)
+		p = p[n:]
+	}
+}
+
+// secrets are the lines of interest that crypto/tls logs for one connection.
+type secrets struct {
+	random    [32]byte // client random that the lines are labelled with
+	handshake []byte   // SERVER_HANDSHAKE_TRAFFIC_SECRET
+	traffic   []byte   // SERVER_TRAFFIC_SECRET_0
+	master    []byte   // CLIENT_RANDOM (TLS 1.2)
+	mixed     bool     // lines of more than one client random
+}
+
+func (s *secrets) wipe() {
+	clear(s.handshake)
+	clear(s.traffic)
+	clear(s.master)
+	s.handshake, s.traffic, s.master = nil, nil, nil
+}
+
+// keyLog is the KeyLogWriter of one connection.
+type keyLog struct {
+	t    *tap
+	user io.Writer // the writer the user configured, or nil
+}
+
+func (k *keyLog) Write(line []byte) (int, error) {
+	k.t.logged(line)
+	if k.user != nil {
+		return k.user.Write(line)
+	}
+	return len(line), nil
+}
+
+// logged keeps a key-log line. A line it can't read is left out, and the proof
+// will fail.
+func (t *tap) logged(line []byte) {
+	l, err := ParseKeyLogLine(line)
+	if err != nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := &t.secrets
+	var dst *[]byte
+	switch l.Label {
+	case LabelServerHandshake:
+		dst = &s.handshake
+	case LabelServerTraffic:
+		dst = &s.traffic
+	case LabelTLS12:
+		dst = &s.master
+	default:
+		clear(l.Secret)
+		return
+	}
+	if s.handshake == nil && s.traffic == nil && s.master == nil {
+		s.random = l.ClientRandom
+	} else if s.random != l.ClientRandom {
+		s.mixed = true
+	}
+	clear(*dst)
+	*dst = l.Secret
+}
+
+// ServerConfig returns a copy of config for [Server]. The copy does all that
+// config does, client by client configuration included, and lets each
+// connection learn its own traffic secrets through KeyLogWriter; a KeyLogWriter
+// that config has, or that its GetConfigForClient returns, still gets its lines.
+// Session ticket keys are those of config (or of the config chosen for the
+// client): sessions resume across connections as before.
+func ServerConfig(config *tls.Config) *tls.Config {
+	base := config.Clone()
+	choose := config.GetConfigForClient
+	base.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		chosen := config
+		if choose != nil {
+			c, err := choose(hello)
+			if err != nil {
+				return nil, err
+			}
+			if c != nil {
+				chosen = c
+			}
+		}
+		t, ok := hello.Conn.(*tap)
+		if !ok {
+			return chosen, nil
+		}
+		chosen = chosen.Clone()
+		chosen.KeyLogWriter = &keyLog{t: t, user: chosen.KeyLogWriter}
+		return chosen, nil
+	}
+	return base
+}
+
+// isKeyUpdate reports whether msg is one KeyUpdate message.
+func isKeyUpdate(msg []byte) bool {
+	return len(msg) == 5 && msg[0] == 24 && msg[1] == 0 && msg[2] == 0 && msg[3] == 1 && msg[4] <= 1
+}
