@@ -1,0 +1,98 @@
+package caddyktls
+
+import (
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/dustin/go-humanize"
+)
+
+// UnmarshalCaddyfile sets up the listener wrapper from Caddyfile tokens. Syntax:
+//
+//	ktls {
+//	    upgrade           lazy|handshake
+//	    handshake_timeout <duration>
+//	    require
+//	}
+func (w *ListenerWrapper) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume wrapper name
+	if d.NextArg() {
+		return d.ArgErr()
+	}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		switch option := d.Val(); option {
+		case "upgrade":
+			if !d.AllArgs(&w.Upgrade) {
+				return d.ArgErr()
+			}
+			if w.Upgrade != upgradeLazy && w.Upgrade != upgradeHandshake {
+				return d.Errf("upgrade: '%s' is neither '%s' nor '%s'", w.Upgrade, upgradeLazy, upgradeHandshake)
+			}
+		case "handshake_timeout":
+			var value string
+			if !d.AllArgs(&value) {
+				return d.ArgErr()
+			}
+			timeout, err := caddy.ParseDuration(value)
+			if err != nil || timeout <= 0 {
+				return d.Errf("handshake_timeout: '%s' is no duration above zero", value)
+			}
+			w.HandshakeTimeout = caddy.Duration(timeout)
+		case "require":
+			if d.NextArg() {
+				return d.ArgErr()
+			}
+			w.Require = true
+		default:
+			return d.Errf("unknown option '%s' of listener wrapper ktls", option)
+		}
+	}
+	return nil
+}
+
+// parseHandler parses the ktls directive; see UnmarshalCaddyfile.
+func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	handler := new(Handler)
+	if err := handler.UnmarshalCaddyfile(h.Dispenser); err != nil {
+		return nil, err
+	}
+	return handler, nil
+}
+
+// UnmarshalCaddyfile sets up the handler from Caddyfile tokens. Syntax:
+//
+//	ktls [<matcher>] [off] {
+//	    min_size <size>
+//	}
+func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume directive name
+	if d.NextArg() {
+		if d.Val() != "off" {
+			return d.Errf("unknown argument '%s' of ktls: only 'off' is known", d.Val())
+		}
+		h.Off = true
+		if d.NextArg() {
+			return d.ArgErr()
+		}
+	}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		switch option := d.Val(); option {
+		case "min_size":
+			var value string
+			if !d.AllArgs(&value) {
+				return d.ArgErr()
+			}
+			size, err := humanize.ParseBytes(strings.TrimSpace(value))
+			if err != nil || size == 0 || size > 1<<62 {
+				return d.Errf("min_size: '%s' is no size above zero", value)
+			}
+			h.MinSize = int64(size)
+		default:
+			return d.Errf("unknown option '%s' of ktls", option)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,91 @@
+package caddyktls
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+
+	_ "github.com/caddyserver/caddy/v2/modules/standard"
+)
+
+// Each file in testdata/caddyfile is a Caddyfile, a line of dashes, and the JSON
+// it must become.
+func TestCaddyfileGoldens(t *testing.T) {
+	files, err := filepath.Glob("testdata/caddyfile/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no goldens: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			input, want, ok := strings.Cut(string(data), "\n----------\n")
+			if !ok {
+				t.Fatal("no line of dashes")
+			}
+			got, warnings, err := adapt(input)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, w := range warnings {
+				if !strings.Contains(w.Message, "not formatted") {
+					t.Errorf("warning: %s", w)
+				}
+			}
+			if indented(t, got) != indented(t, []byte(want)) {
+				t.Errorf("got\n%s\nwant\n%s", indented(t, got), want)
+			}
+		})
+	}
+}
+
+// A bad option fails the load with the line, the option and the value.
+func TestCaddyfileErrors(t *testing.T) {
+	wrapper := func(s string) string {
+		return "{\n\tservers {\n\t\tlistener_wrappers {\n\t\t\tktls {\n\t\t\t\t" + s + "\n\t\t\t}\n\t\t}\n\t}\n}\n"
+	}
+	handler := func(s string) string { return "localhost {\n\t" + s + "\n}\n" }
+	for name, test := range map[string]struct{ input, want string }{
+		"wrapper, unknown option":        {wrapper("uprade lazy"), "unknown option 'uprade' of listener wrapper ktls, at Caddyfile:5"},
+		"wrapper, upgrade":               {wrapper("upgrade soon"), "upgrade: 'soon' is neither 'lazy' nor 'handshake', at Caddyfile:5"},
+		"wrapper, upgrade missing":       {wrapper("upgrade"), "wrong argument count or unexpected line ending after 'upgrade', at Caddyfile:5"},
+		"wrapper, upgrade twice":         {wrapper("upgrade lazy lazy"), "unexpected line ending after 'lazy', at Caddyfile:5"},
+		"wrapper, handshake_timeout":     {wrapper("handshake_timeout never"), "handshake_timeout: 'never' is no duration above zero, at Caddyfile:5"},
+		"wrapper, handshake_timeout < 0": {wrapper("handshake_timeout -1s"), "handshake_timeout: '-1s' is no duration above zero, at Caddyfile:5"},
+		"wrapper, require":               {wrapper("require yes"), "unexpected line ending after 'yes', at Caddyfile:5"},
+		"handler, unknown argument":      {handler("ktls on"), "unknown argument 'on' of ktls: only 'off' is known, at Caddyfile:2"},
+		"handler, two arguments":         {handler("ktls off now"), "unexpected line ending after 'now', at Caddyfile:2"},
+		"handler, unknown option":        {handler("ktls {\n\t\tminsize 1\n\t}"), "unknown option 'minsize' of ktls, at Caddyfile:3"},
+		"handler, min_size":              {handler("ktls {\n\t\tmin_size much\n\t}"), "min_size: 'much' is no size above zero, at Caddyfile:3"},
+		"handler, min_size 0":            {handler("ktls {\n\t\tmin_size 0\n\t}"), "min_size: '0' is no size above zero, at Caddyfile:3"},
+		"handler, min_size twice":        {handler("ktls {\n\t\tmin_size 1 2\n\t}"), "unexpected line ending after '1', at Caddyfile:3"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, _, err := adapt(test.input)
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want %q", err, test.want)
+			}
+		})
+	}
+}
+
+func adapt(input string) ([]byte, []caddyconfig.Warning, error) {
+	adapter := caddyconfig.GetAdapter("caddyfile")
+	return adapter.Adapt([]byte(input), map[string]any{"filename": "Caddyfile"})
+}
+
+func indented(t *testing.T, data []byte) string {
+	t.Helper()
+	var b bytes.Buffer
+	if err := json.Indent(&b, bytes.TrimSpace(data), "", "\t"); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}

@@ -1,0 +1,189 @@
+package caddyktls
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/net/http2"
+
+	"github.com/caddy-ktls/caddy-ktls/ktls"
+)
+
+// conn is a connection as net/http gets it. It adds to the ktls.Conn what
+// net/http does for a *tls.Conn only (handshake in the connection's own
+// goroutine, with a time-out; the answer to plain HTTP; ALPN), and sends files
+// in the place of stand-in bytes.
+type conn struct {
+	*ktls.Conn
+	listener *listener
+	ctx      context.Context // of the connection; set before it is served
+
+	handshakeOnce sync.Once
+	handshakeErr  error
+	ready         atomic.Bool // handshake is done
+
+	// A read deadline set before the handshake counts from its end.
+	mu       sync.Mutex
+	deadline time.Time
+	setAt    time.Time
+
+	h2      bool // negotiated protocol; set before ready
+	preface int  // bytes of the HTTP/2 client preface seen; -1 when it is settled
+
+	// The response under way. Used by the goroutine that writes it, and only on
+	// HTTP/1.1.
+	head bool  // the header is being written; more follows at once
+	body *body // announced
+}
+
+// Read runs the handshake first. A connection that net/http would not have
+// served at all (handshake failed, protocol not ours) is at its end.
+func (c *conn) Read(p []byte) (int, error) {
+	if !c.ready.Load() {
+		if err := c.handshake(); err != nil {
+			return 0, io.EOF
+		}
+	}
+	n, err := c.Conn.Read(p)
+	if c.preface >= 0 && n > 0 && !c.checkPreface(p[:n]) {
+		c.Close()
+		return 0, io.EOF
+	}
+	return n, err
+}
+
+// checkPreface makes sure that HTTP/2 is spoken where it was negotiated, and
+// nowhere else: behind a connection that isn't a *tls.Conn, net/http goes by the
+// client's preface alone.
+func (c *conn) checkPreface(p []byte) bool {
+	for _, b := range p {
+		if b != http2.ClientPreface[c.preface] {
+			c.preface = -1
+			return !c.h2
+		}
+		c.preface++
+		if c.preface == len(http2.ClientPreface) {
+			c.preface = -1
+			return c.h2
+		}
+	}
+	return true
+}
+
+func (c *conn) handshake() error {
+	c.handshakeOnce.Do(func() {
+		c.handshakeErr = c.runHandshake()
+		c.ready.Store(c.handshakeErr == nil)
+	})
+	return c.handshakeErr
+}
+
+func (c *conn) runHandshake() error {
+	l := c.listener
+	if l.timeout > 0 {
+		c.Conn.SetDeadline(time.Now().Add(l.timeout))
+	}
+	if err := c.HandshakeContext(c.handshakeContext()); err != nil {
+		if e := l.logger.Check(zapcore.DebugLevel, "TLS handshake error"); e != nil {
+			e.Write(zap.Stringer("remote", c.RemoteAddr()), zap.Error(err))
+		}
+		var re tls.RecordHeaderError
+		if errors.As(err, &re) && re.Conn != nil && looksLikeHTTP(re.RecordHeader) {
+			io.WriteString(re.Conn, "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n")
+		}
+		c.Close()
+		return err
+	}
+	c.restoreDeadline()
+
+	switch proto := c.ConnectionState().NegotiatedProtocol; proto {
+	case "h2":
+		c.h2 = true
+	case "", "http/1.1", "http/1.0":
+	default: // acme-tls/1 ends here: the handshake was all it wanted
+		c.Close()
+		return errors.New("no handler for protocol " + proto)
+	}
+	return nil
+}
+
+// looksLikeHTTP reports whether a TLS record header is the begin of a request.
+func looksLikeHTTP(hdr [5]byte) bool {
+	switch string(hdr[:]) {
+	case "GET /", "HEAD ", "POST ", "PUT /", "OPTIO":
+		return true
+	}
+	return false
+}
+
+// SetReadDeadline sets the deadline of Read. Before the handshake, which has a
+// time-out of its own, it is kept for afterwards.
+func (c *conn) SetReadDeadline(t time.Time) error {
+	if !c.ready.Load() {
+		c.mu.Lock()
+		c.deadline, c.setAt = t, time.Now()
+		c.mu.Unlock()
+	}
+	return c.Conn.SetReadDeadline(t)
+}
+
+// restoreDeadline replaces the deadline of the handshake by the one that was
+// set before it, with the time that was left then.
+func (c *conn) restoreDeadline() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.Conn.SetWriteDeadline(time.Time{})
+	if c.deadline.IsZero() {
+		c.Conn.SetReadDeadline(time.Time{})
+		return
+	}
+	c.Conn.SetReadDeadline(time.Now().Add(c.deadline.Sub(c.setAt)))
+}
+
+// body is a part of a file that is sent in the place of stand-in bytes.
+type body struct {
+	file    *os.File
+	off     int64
+	left    int64
+	stalled func(sent int64)
+}
+
+// errStandIn ends a connection on which stand-in bytes and the announced body
+// don't match. Nothing of them has left.
+var errStandIn = errors.New("stand-in bytes don't match the announced body")
+
+// Write writes to the client. Stand-in bytes never leave: they are replaced by
+// the announced body, or the connection ends.
+func (c *conn) Write(p []byte) (int, error) {
+	if c.body != nil || isStandIn(p) {
+		return c.writeBody(p)
+	}
+	if c.head {
+		return c.WriteMore(p)
+	}
+	return c.Conn.Write(p)
+}
+
+func (c *conn) writeBody(p []byte) (int, error) {
+	b := c.body
+	if b == nil || !isStandIn(p) || int64(len(p)) > b.left {
+		c.listener.logger.Error("response failed", zap.Stringer("remote", c.RemoteAddr()), zap.Error(errStandIn))
+		c.Abort(errStandIn)
+		return 0, errStandIn
+	}
+	n, err := c.SendFile(b.file, b.off, int64(len(p)), b.stalled)
+	b.off += n
+	b.left -= n
+	return int(n), err
+}
+
+var _ net.Conn = (*conn)(nil)

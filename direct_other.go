@@ -1,0 +1,7 @@
+//go:build !linux
+
+package caddyktls
+
+import "os"
+
+func isDirect(*os.File) bool { return true }

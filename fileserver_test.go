@@ -1,0 +1,154 @@
+package caddyktls
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+func TestUnwrapFileFindsTheFileUnderItsLimits(t *testing.T) {
+	f, err := os.Open("fileserver_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	limit := func(r io.Reader, n int64) io.Reader { return &io.LimitedReader{R: r, N: n} }
+	for name, test := range map[string]struct {
+		r    io.Reader
+		file bool
+		left int64
+	}{
+		"file":             {f, true, -1},
+		"limited":          {limit(f, 10), true, 10},
+		"nested, inner":    {limit(limit(f, 10), 20), true, 10},
+		"nested, outer":    {limit(limit(f, 20), 10), true, 10},
+		"used up":          {limit(f, 0), true, 0},
+		"negative":         {limit(f, -5), true, 0},
+		"buffer":           {limit(new(bytes.Buffer), 10), false, 0},
+		"hidden in struct": {limit(struct{ io.Reader }{f}, 10), false, 0},
+		"multi reader":     {io.MultiReader(f), false, 0},
+	} {
+		file, limits := unwrapFile(test.r)
+		if (file != nil) != test.file {
+			t.Errorf("%s: file %v", name, file)
+		}
+		if test.file && remaining(limits) != test.left {
+			t.Errorf("%s: %d left, want %d", name, remaining(limits), test.left)
+		}
+	}
+}
+
+// chain runs a request through a real net/http server and returns what
+// writersBelow says of the writer that wrap makes of net/http's.
+func chain(t *testing.T, wrap func(http.ResponseWriter) http.ResponseWriter) (idle int, unknown string) {
+	t.Helper()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var writers []idleWriter
+		writers, unknown = writersBelow(wrap(w))
+		idle = len(writers)
+	}))
+	defer srv.Close()
+	resp, err := http.Get(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	return idle, unknown
+}
+
+func TestWritersBelow(t *testing.T) {
+	rec := func(w http.ResponseWriter, buffer bool, written bool) http.ResponseWriter {
+		r := caddyhttp.NewResponseRecorder(w, new(bytes.Buffer), func(int, http.Header) bool { return buffer })
+		if written {
+			r.WriteHeader(http.StatusOK)
+		}
+		return r
+	}
+	idle := func(w http.ResponseWriter) http.ResponseWriter {
+		return &caddyhttp.IdleTimeoutWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}}
+	}
+	for name, test := range map[string]struct {
+		wrap    func(http.ResponseWriter) http.ResponseWriter
+		idle    int
+		unknown string
+	}{
+		"net/http's own": {func(w http.ResponseWriter) http.ResponseWriter { return w }, 0, ""},
+		"idle time-out":  {idle, 1, ""},
+		"recorder under idle time-outs": {func(w http.ResponseWriter) http.ResponseWriter {
+			return idle(idle(rec(w, false, true)))
+		}, 2, ""},
+		"recorder that buffers": {func(w http.ResponseWriter) http.ResponseWriter {
+			return rec(w, true, true)
+		}, 0, "*github.com/caddyserver/caddy/v2/modules/caddyhttp.responseRecorder"},
+		"recorder that may still decide to buffer": {func(w http.ResponseWriter) http.ResponseWriter {
+			return rec(w, false, false)
+		}, 0, "*github.com/caddyserver/caddy/v2/modules/caddyhttp.responseRecorder"},
+		"recorder of someone else": {func(w http.ResponseWriter) http.ResponseWriter {
+			return &foreignRecorder{rec(w, false, true).(caddyhttp.ResponseRecorder)}
+		}, 0, "*github.com/caddy-ktls/caddy-ktls.foreignRecorder"},
+		"unknown writer with Unwrap": {func(w http.ResponseWriter) http.ResponseWriter {
+			return idle(&cachingWriter{&caddyhttp.ResponseWriterWrapper{ResponseWriter: w}})
+		}, 0, "*github.com/caddy-ktls/caddy-ktls.cachingWriter"},
+		"bare ResponseWriterWrapper": {func(w http.ResponseWriter) http.ResponseWriter {
+			return &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}
+		}, 0, "*github.com/caddyserver/caddy/v2/modules/caddyhttp.ResponseWriterWrapper"},
+		"not net/http at the bottom": {func(w http.ResponseWriter) http.ResponseWriter {
+			return idle(httptest.NewRecorder())
+		}, 0, "*net/http/httptest.ResponseRecorder"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			idle, unknown := chain(t, test.wrap)
+			if idle != test.idle || unknown != test.unknown {
+				t.Errorf("%d idle writers, unknown %q; want %d, %q", idle, unknown, test.idle, test.unknown)
+			}
+		})
+	}
+}
+
+type foreignRecorder struct{ caddyhttp.ResponseRecorder }
+
+type cachingWriter struct {
+	*caddyhttp.ResponseWriterWrapper
+}
+
+func TestIsDirect(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if isDirect(f) {
+		t.Error("an ordinary file is taken for O_DIRECT")
+	}
+	f.Close()
+	if !isDirect(f) {
+		t.Error("a closed file must not be trusted")
+	}
+}
+
+// Only wrappers that are known to pass Write on are looked through.
+func TestConnContextFindsOurConnection(t *testing.T) {
+	own := &conn{}
+	for name, test := range map[string]struct {
+		c    net.Conn
+		want bool
+	}{
+		"itself":          {own, true},
+		"unknown wrapper": {wrappedConn{own}, false},
+		"another":         {&net.TCPConn{}, false},
+	} {
+		ctx := connContext(context.Background(), test.c)
+		if got, _ := ctx.Value(connKey{}).(*conn); (got == own) != test.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
+type wrappedConn struct{ net.Conn }

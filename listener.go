@@ -1,0 +1,335 @@
+package caddyktls
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"reflect"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/caddy-ktls/caddy-ktls/ktls"
+)
+
+// ListenerWrapper hands the encryption of HTTPS connections to the Linux kernel
+// (kernel TLS, kTLS) after Caddy's own handshake. Certificates, protocol
+// versions, cipher suites, session tickets and client authentication stay what
+// they are; a connection that can't be offloaded is served as without the
+// wrapper. It must come after the `tls` placeholder, if that is given.
+//
+// Alone it changes nothing a visitor could see: the `ktls` handler makes
+// responses use it. Where the kernel has no TLS, one warning at start says what
+// to do about it, and Caddy serves as if the wrapper weren't there.
+type ListenerWrapper struct {
+	// When a connection moves into the kernel: `lazy`, with the first response
+	// that sendfile will serve, or `handshake`, as soon as its handshake is
+	// complete, whatever is sent. Default: `lazy`.
+	Upgrade string `json:"upgrade,omitempty"`
+
+	// Refuse to start where the kernel has no usable TLS, instead of serving
+	// without it. Default: false.
+	Require bool `json:"require,omitempty"`
+
+	// How long a TLS handshake may take before the connection is closed.
+	// Default: the shortest of the server's `read_header`, `read_body` and
+	// `write` timeouts, as in Caddy without the wrapper.
+	HandshakeTimeout caddy.Duration `json:"handshake_timeout,omitempty"`
+
+	ctx      caddy.Context
+	server   *caddyhttp.Server
+	features *ktls.Features
+	usable   bool
+	logger   *zap.Logger
+}
+
+// Values of ListenerWrapper.Upgrade.
+const (
+	upgradeLazy      = "lazy"
+	upgradeHandshake = "handshake"
+)
+
+// CaddyModule returns the Caddy module information.
+func (ListenerWrapper) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "caddy.listeners.ktls",
+		New: func() caddy.Module { return new(ListenerWrapper) },
+	}
+}
+
+// Provision asks the kernel what it can do and ties the wrapper to its server.
+func (w *ListenerWrapper) Provision(ctx caddy.Context) error {
+	w.ctx = ctx
+	w.logger = ctx.Logger()
+	switch w.Upgrade {
+	case "":
+		w.Upgrade = upgradeLazy
+	case upgradeLazy, upgradeHandshake:
+	default:
+		return fmt.Errorf("upgrade: %q is neither %q nor %q", w.Upgrade, upgradeLazy, upgradeHandshake)
+	}
+	if w.HandshakeTimeout < 0 {
+		return fmt.Errorf("handshake_timeout: %s is negative", time.Duration(w.HandshakeTimeout))
+	}
+	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if !ok {
+		return errors.New("the ktls listener wrapper works in servers of the http app only")
+	}
+	if err := afterTLS(server.ListenerWrappersRaw); err != nil {
+		return err
+	}
+	w.server = server
+
+	w.features = ktls.Probe()
+	remedy := w.features.Reason()
+	if w.features.Usable() && !knowsTLSListener() {
+		remedy = "build with the Go version of a release of this module: this one's TLS listener isn't known"
+	}
+	switch {
+	case remedy == "":
+		w.usable = true
+		server.RegisterConnContext(connContext)
+		w.logger.Info("kernel TLS on",
+			zap.String("kernel", w.features.Kernel),
+			zap.String("upgrade", w.Upgrade),
+			zap.Strings("transmit", transmits(w.features)))
+	case w.Require:
+		return fmt.Errorf("require: no usable kernel TLS: %s", remedy)
+	default:
+		w.logger.Warn("kernel TLS off, serving as without it",
+			zap.String("kernel", w.features.Kernel),
+			zap.String("remedy", remedy))
+	}
+	return nil
+}
+
+// afterTLS refuses a wrapper that stands before TLS, where it would see
+// ciphertext only.
+func afterTLS(wrappers []json.RawMessage) error {
+	seen := false
+	for _, raw := range wrappers {
+		var m struct {
+			Wrapper string `json:"wrapper"`
+		}
+		if err := json.Unmarshal(raw, &m); err != nil {
+			return nil // Caddy says so itself
+		}
+		switch m.Wrapper {
+		case "ktls":
+			if seen {
+				return errors.New("listener_wrappers: ktls is given twice")
+			}
+			seen = true
+		case "tls":
+			if seen {
+				return errors.New("listener_wrappers: ktls must come after tls")
+			}
+		}
+	}
+	return nil
+}
+
+// transmits lists what the kernel can encrypt.
+func transmits(f *ktls.Features) []string {
+	var s []string
+	for _, v := range []uint16{tls.VersionTLS13, tls.VersionTLS12} {
+		for _, c := range []ktls.Cipher{ktls.AES128GCM, ktls.AES256GCM, ktls.CHACHA20POLY1305} {
+			if f.CanTX(v, c) {
+				s = append(s, tls.VersionName(v)+" "+c.String())
+			}
+		}
+	}
+	return s
+}
+
+// WrapListener puts our connections in the place of those of the TLS listener
+// ln. A listener without TLS is returned as it is.
+func (w *ListenerWrapper) WrapListener(ln net.Listener) net.Listener {
+	if !w.usable {
+		return ln
+	}
+	raw := belowTLS(ln)
+	if raw == nil {
+		if w.server.TLSConnPolicies != nil {
+			w.logger.Debug("not a TLS listener, left as it is",
+				zap.Stringer("address", ln.Addr()), zap.String("type", fmt.Sprintf("%T", ln)))
+		}
+		return ln
+	}
+	l := &listener{
+		Listener: raw,
+		config:   ktls.ServerConfig(w.server.TLSConnPolicies.TLSConfig(w.ctx)),
+		timeout:  w.handshakeTimeout(),
+		logger:   w.logger,
+	}
+	l.opts = &ktls.Options{
+		Features:           w.features,
+		UpgradeAtHandshake: w.Upgrade == upgradeHandshake,
+		Below:              belowConn,
+		OnUpgrade:          l.upgraded,
+	}
+	return l
+}
+
+// handshakeTimeout is what net/http allows a handshake, unless configured.
+func (w *ListenerWrapper) handshakeTimeout() time.Duration {
+	if w.HandshakeTimeout > 0 {
+		return time.Duration(w.HandshakeTimeout)
+	}
+	var d time.Duration
+	for _, t := range []caddy.Duration{w.server.ReadHeaderTimeout, w.server.ReadTimeout, w.server.WriteTimeout} {
+		if t > 0 && (d == 0 || time.Duration(t) < d) {
+			d = time.Duration(t)
+		}
+	}
+	return d
+}
+
+// listener accepts connections below TLS and makes them ours.
+type listener struct {
+	net.Listener
+	config  *tls.Config
+	opts    *ktls.Options
+	timeout time.Duration
+	logger  *zap.Logger
+}
+
+// Accept doesn't wait for the handshake: it is run by the connection's own
+// goroutine, with its first Read.
+func (l *listener) Accept() (net.Conn, error) {
+	raw, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &conn{Conn: ktls.Server(raw, l.config, l.opts), listener: l}, nil
+}
+
+// upgraded logs how an upgrade went.
+func (l *listener) upgraded(c *ktls.Conn, info ktls.Info, err error) {
+	if err != nil {
+		if e := l.logger.Check(zapcore.DebugLevel, "connection stays in user space"); e != nil {
+			var u *ktls.UpgradeError
+			errors.As(err, &u)
+			e.Write(zap.Stringer("remote", c.RemoteAddr()), zap.String("version", tls.VersionName(info.Version)),
+				zap.String("reason", u.Reason), zap.Error(u.Err))
+		}
+		return
+	}
+	if e := l.logger.Check(zapcore.DebugLevel, "connection upgraded to kernel TLS"); e != nil {
+		how := upgradeHandshake
+		if info.Lazy {
+			how = upgradeLazy
+		}
+		e.Write(zap.Stringer("remote", c.RemoteAddr()), zap.String("version", tls.VersionName(info.Version)),
+			zap.Stringer("cipher", info.Cipher), zap.Uint64("sequence", info.Sequence), zap.String("upgrade", how))
+	}
+}
+
+// belowTLS returns the listener under the TLS listener of crypto/tls, or nil if
+// ln is none. The type isn't exported, but its embedded net.Listener is.
+func belowTLS(ln net.Listener) net.Listener {
+	if typeName(ln) != "*crypto/tls.listener" {
+		return nil
+	}
+	f := reflect.ValueOf(ln).Elem().FieldByName("Listener")
+	if !f.IsValid() || !f.CanInterface() {
+		return nil
+	}
+	raw, _ := f.Interface().(net.Listener)
+	return raw
+}
+
+// knowsTLSListener reports whether belowTLS works with the crypto/tls built in.
+func knowsTLSListener() bool {
+	raw := &oneListener{}
+	return belowTLS(tls.NewListener(raw, new(tls.Config))) == net.Listener(raw)
+}
+
+// belowConn knows the connections of Caddy's own listener wrappers that pass on
+// unchanged what is written to them.
+func belowConn(c net.Conn) net.Conn {
+	switch typeName(c) {
+	case "*github.com/pires/go-proxyproto.Conn": // listener wrapper proxy_protocol
+		if r, ok := c.(interface{ Raw() net.Conn }); ok {
+			return r.Raw()
+		}
+	case "*" + caddyhttpPath + ".httpRedirectConn": // listener wrapper http_redirect
+		return embeddedConn(c)
+	}
+	return nil
+}
+
+const caddyhttpPath = "github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+// typeName is the type of v with the whole path of its package.
+func typeName(v any) string {
+	t := reflect.TypeOf(v)
+	if t == nil {
+		return ""
+	}
+	if t.Kind() == reflect.Pointer {
+		return "*" + t.Elem().PkgPath() + "." + t.Elem().Name()
+	}
+	return t.PkgPath() + "." + t.Name()
+}
+
+// embeddedConn returns the exported field Conn of a struct, or nil.
+func embeddedConn(c net.Conn) net.Conn {
+	v := reflect.Indirect(reflect.ValueOf(c))
+	if v.Kind() != reflect.Struct {
+		return nil
+	}
+	f := v.FieldByName("Conn")
+	if !f.IsValid() || !f.CanInterface() {
+		return nil
+	}
+	below, _ := f.Interface().(net.Conn)
+	return below
+}
+
+// connKey is the context key of the *conn that a request came on.
+type connKey struct{}
+
+// connContext puts our connection into the context of its requests. c is what
+// Caddy made of it; only wrappers that are known to pass Write on are looked
+// through.
+func connContext(ctx context.Context, c net.Conn) context.Context {
+	for c != nil {
+		if own, ok := c.(*conn); ok {
+			own.ctx = ctx
+			return context.WithValue(ctx, connKey{}, own)
+		}
+		switch typeName(c) {
+		case caddyhttpPath + ".tlsStateConn", caddyhttpPath + ".http2StateConn", "*" + caddyhttpPath + ".http2Conn":
+			c = embeddedConn(c)
+		default:
+			return ctx
+		}
+	}
+	return ctx
+}
+
+// handshakeContext is the context that net/http would run a handshake with.
+func (c *conn) handshakeContext() context.Context {
+	ctx := c.ctx
+	if ctx == nil {
+		ctx = context.Background()
+	}
+	return context.WithValue(ctx, http.LocalAddrContextKey, c.LocalAddr())
+}
+
+// Interface guards
+var (
+	_ caddy.Module          = (*ListenerWrapper)(nil)
+	_ caddy.Provisioner     = (*ListenerWrapper)(nil)
+	_ caddy.ListenerWrapper = (*ListenerWrapper)(nil)
+	_ caddyfile.Unmarshaler = (*ListenerWrapper)(nil)
+)

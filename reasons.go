@@ -1,0 +1,26 @@
+package caddyktls
+
+// Paths of a response body.
+const (
+	pathSendfile = "sendfile"
+	pathPlain    = "plain"
+)
+
+// Why a response takes the plain path. The codes are stable: they appear in
+// access logs and tests. A connection that could not be upgraded gives its own
+// reason instead (package ktls).
+const (
+	reasonDisabled     = "disabled"        // `ktls off`
+	reasonNotWrapped   = "not_wrapped"     // not a connection of the listener wrapper
+	reasonHTTP2        = "http2_off"       // HTTP/2: the kernel encrypts large files, but Caddy reads them
+	reasonMethod       = "method"          // not GET
+	reasonNoBody       = "no_body"         // nothing was written, as with status 304
+	reasonChunked      = "chunked"         // no Content-Length
+	reasonLength       = "length"          // Content-Length isn't the length of the file part
+	reasonNoType       = "no_content_type" // net/http would look at the body to find one
+	reasonNotFile      = "not_a_file"      // not an *os.File, or not a regular one, or O_DIRECT
+	reasonTooSmall     = "too_small"       // below min_size
+	reasonShortFile    = "short_file"      // the file is shorter than promised
+	reasonUnknown      = "unknown_writer:" // followed by the type of the writer
+	reasonUnknownHTTP1 = "http1_unknown_server"
+)
