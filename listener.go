@@ -98,6 +98,7 @@ func (w *ListenerWrapper) Provision(ctx caddy.Context) error {
 		w.usable = true
 		server.RegisterConnContext(connContext)
 		w.logger.Info("kernel TLS on",
+			zap.Strings("listen", server.Listen),
 			zap.String("kernel", w.features.Kernel),
 			zap.String("upgrade", w.Upgrade),
 			zap.Strings("transmit", transmits(w.features)))
@@ -105,6 +106,7 @@ func (w *ListenerWrapper) Provision(ctx caddy.Context) error {
 		return fmt.Errorf("require: no usable kernel TLS: %s", remedy)
 	default:
 		w.logger.Warn("kernel TLS off, serving as without it",
+			zap.Strings("listen", server.Listen),
 			zap.String("kernel", w.features.Kernel),
 			zap.String("remedy", remedy))
 	}

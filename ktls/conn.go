@@ -31,7 +31,7 @@ type Conn struct {
 	suite   uint16
 
 	upgradeErr *UpgradeError // final refusal; guarded by tap.wmu
-	sequence   uint64        // first sequence number of the kernel's; guarded by tap.wmu
+	sequence   uint64        // first sequence number of the kernel's; set before offloaded
 	sentFile   atomic.Int64  // bytes sent by SendFile
 }
 
@@ -89,21 +89,17 @@ type Info struct {
 	SentFile  int64  // bytes sent by SendFile
 }
 
-// info is Info with tap.wmu held.
-func (c *Conn) info() Info {
-	i := Info{Offloaded: c.offloaded.Load(), SentFile: c.sentFile.Load(), Lazy: !c.opts.UpgradeAtHandshake, Sequence: c.sequence}
+// Info describes the connection as it is now. It never waits.
+func (c *Conn) Info() Info {
+	i := Info{Offloaded: c.offloaded.Load(), SentFile: c.sentFile.Load(), Lazy: !c.opts.UpgradeAtHandshake}
 	if c.hsDone.Load() {
 		i.Version = c.version
 		i.Cipher, _ = CipherOf(c.suite)
 	}
+	if i.Offloaded {
+		i.Sequence = c.sequence
+	}
 	return i
-}
-
-// Info describes the connection as it is now.
-func (c *Conn) Info() Info {
-	c.tap.wmu.Lock()
-	defer c.tap.wmu.Unlock()
-	return c.info()
 }
 
 // Read reads application data, through crypto/tls.
@@ -221,13 +217,13 @@ func (c *Conn) Upgrade() error {
 	if err != nil {
 		c.upgradeErr = err
 		if c.opts.OnUpgrade != nil {
-			c.opts.OnUpgrade(c, c.info(), err)
+			c.opts.OnUpgrade(c, c.Info(), err)
 		}
 		return err
 	}
 	c.offloaded.Store(true)
 	if c.opts.OnUpgrade != nil {
-		c.opts.OnUpgrade(c, c.info(), nil)
+		c.opts.OnUpgrade(c, c.Info(), nil)
 	}
 	return nil
 }
@@ -271,6 +267,8 @@ func (c *Conn) upgrade() *UpgradeError {
 	return nil
 }
 
+const closeNotifyTimeout = 5 * time.Second
+
 // Close sends close_notify, waiting at most 5 s for it to be taken, and closes
 // the connection. With a write of the kernel's in flight, or after one that
 // failed, it just closes, so that the peer sees the truncation.
@@ -288,6 +286,9 @@ func (c *Conn) Close() error {
 	if x != 0 {
 		return c.tap.Conn.Close()
 	}
+	// crypto/tls sets the same deadline, but not before it has its own lock: an
+	// alert that the peer doesn't take may hold that.
+	c.tap.SetWriteDeadline(time.Now().Add(closeNotifyTimeout))
 	err := c.tls.Close()
 	if c.tap.wmu.TryLock() { // else a writer is on its way out; nothing to wait for
 		c.tap.forget()

@@ -26,8 +26,7 @@ type Options struct {
 
 	// OnUpgrade, if not nil, is told once per connection how its upgrade went.
 	// err is nil or an *[UpgradeError]. It is called with the connection's
-	// write lock held and must not write to the connection, close it, or ask for
-	// its Info (which it is passed).
+	// write lock held and must neither write to the connection nor close it.
 	OnUpgrade func(c *Conn, info Info, err error)
 }
 

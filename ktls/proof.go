@@ -15,6 +15,8 @@ const maxHandshakeRecords = 32
 
 // Handshake message types (RFC 8446 section 4).
 const (
+	msgClientHello      = 1
+	msgServerHello      = 2
 	msgNewSessionTicket = 4
 	msgFinished         = 20
 )
@@ -89,11 +91,18 @@ func (t *tap) prove13() (*sendState, error) {
 
 // prove12: the server's last handshake record is Finished, the first record
 // under its write key, also when a session is resumed (RFC 5246 section 7.3).
+// The master secret is the one logged, or that of the session the client
+// offered.
 func (t *tap) prove12() (*sendState, error) {
-	if t.secrets.master == nil {
-		return nil, errors.New("crypto/tls logged no master secret")
+	master, random := t.secrets.master, t.secrets.random
+	if master == nil {
+		master = t.secrets.session
+		random, _ = helloRandom(t.hello[:t.nin], msgClientHello)
 	}
-	client, server, err := TLS12Keys(t.suite, t.secrets.master, t.secrets.random, t.random)
+	if master == nil {
+		return nil, errors.New("crypto/tls logged no master secret, and no session was resumed")
+	}
+	client, server, err := TLS12Keys(t.suite, master, random, t.random)
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +116,7 @@ func (t *tap) prove12() (*sendState, error) {
 	seq, ok := t.opens(opener, msgFinished)
 	if !ok {
 		s.wipe()
-		return nil, errors.New("the logged keys don't open the last record of the handshake")
+		return nil, errors.New("the master secret doesn't open the last record of the handshake")
 	}
 	s.next = seq + 1
 	return s, nil

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -43,7 +42,10 @@ type tap struct {
 	mu      sync.Mutex
 	secrets secrets
 
-	in     scanner // used by the one reader only
+	// Used by the one reader, and after the handshake by others.
+	in     scanner
+	hello  [helloLen]byte // begin of what the client sent
+	nin    int            // bytes of hello
 	broken atomic.Pointer[error]
 }
 
@@ -71,6 +73,9 @@ func (t *tap) Read(p []byte) (int, error) {
 		return 0, *err
 	}
 	n, err := t.Conn.Read(p)
+	if t.nin < len(t.hello) {
+		t.nin += copy(t.hello[t.nin:], p[:n])
+	}
 	t.in.skip(p[:n])
 	if e := t.broken.Load(); e != nil {
 		return 0, *e
@@ -342,6 +347,20 @@ func (t *tap) reason(err error) error {
 	return err
 }
 
+// helloLen is how much of a record that begins with a hello message must be
+// there to have its random: header, msg_type, uint24 length, version, random
+// (RFC 5246 sections 7.4.1.2 and 7.4.1.3).
+const helloLen = RecordHeaderLen + 1 + 3 + 2 + 32
+
+// helloRandom returns the random of the ClientHello or ServerHello (msg) that
+// rec begins with.
+func helloRandom(rec []byte, msg byte) (random [32]byte, ok bool) {
+	if len(rec) < helloLen || rec[0] != RecordTypeHandshake || rec[RecordHeaderLen] != msg {
+		return random, false
+	}
+	return [32]byte(rec[helloLen-32 : helloLen]), true
+}
+
 // scanner follows the record headers of one direction (RFC 8446 section 5.1).
 type scanner struct {
 	hdr     [RecordHeaderLen]byte
@@ -388,98 +407,6 @@ func (s *scanner) skip(p []byte) {
 		n, _ := s.scan(p)
 		p = p[n:]
 	}
-}
-
-// secrets are the lines of interest that crypto/tls logs for one connection.
-type secrets struct {
-	random    [32]byte // client random that the lines are labelled with
-	handshake []byte   // SERVER_HANDSHAKE_TRAFFIC_SECRET
-	traffic   []byte   // SERVER_TRAFFIC_SECRET_0
-	master    []byte   // CLIENT_RANDOM (TLS 1.2)
-	mixed     bool     // lines of more than one client random
-}
-
-func (s *secrets) wipe() {
-	clear(s.handshake)
-	clear(s.traffic)
-	clear(s.master)
-	s.handshake, s.traffic, s.master = nil, nil, nil
-}
-
-// keyLog is the KeyLogWriter of one connection.
-type keyLog struct {
-	t    *tap
-	user io.Writer // the writer the user configured, or nil
-}
-
-func (k *keyLog) Write(line []byte) (int, error) {
-	k.t.logged(line)
-	if k.user != nil {
-		return k.user.Write(line)
-	}
-	return len(line), nil
-}
-
-// logged keeps a key-log line. A line it can't read is left out, and the proof
-// will fail.
-func (t *tap) logged(line []byte) {
-	l, err := ParseKeyLogLine(line)
-	if err != nil {
-		return
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	s := &t.secrets
-	var dst *[]byte
-	switch l.Label {
-	case LabelServerHandshake:
-		dst = &s.handshake
-	case LabelServerTraffic:
-		dst = &s.traffic
-	case LabelTLS12:
-		dst = &s.master
-	default:
-		clear(l.Secret)
-		return
-	}
-	if s.handshake == nil && s.traffic == nil && s.master == nil {
-		s.random = l.ClientRandom
-	} else if s.random != l.ClientRandom {
-		s.mixed = true
-	}
-	clear(*dst)
-	*dst = l.Secret
-}
-
-// ServerConfig returns a copy of config for [Server]. The copy does all that
-// config does, client by client configuration included, and lets each
-// connection learn its own traffic secrets through KeyLogWriter; a KeyLogWriter
-// that config has, or that its GetConfigForClient returns, still gets its lines.
-// Session ticket keys are those of config (or of the config chosen for the
-// client): sessions resume across connections as before.
-func ServerConfig(config *tls.Config) *tls.Config {
-	base := config.Clone()
-	choose := config.GetConfigForClient
-	base.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		chosen := config
-		if choose != nil {
-			c, err := choose(hello)
-			if err != nil {
-				return nil, err
-			}
-			if c != nil {
-				chosen = c
-			}
-		}
-		t, ok := hello.Conn.(*tap)
-		if !ok {
-			return chosen, nil
-		}
-		chosen = chosen.Clone()
-		chosen.KeyLogWriter = &keyLog{t: t, user: chosen.KeyLogWriter}
-		return chosen, nil
-	}
-	return base
 }
 
 // isKeyUpdate reports whether msg is one KeyUpdate message.
