@@ -15,6 +15,8 @@ import (
 // Conn is the server side of a TLS connection: crypto/tls's until [Conn.Upgrade],
 // with the kernel encrypting what is sent afterwards. It is safe for concurrent
 // use as a tls.Conn is: one reader and any number of writers at a time.
+//
+// Lock order: hsMu or order, then tap.wmu, then tap.mu.
 type Conn struct {
 	tls  *tls.Conn
 	tap  *tap
@@ -25,7 +27,11 @@ type Conn struct {
 	active    atomic.Int32
 	offloaded atomic.Bool // tap.kernel is set; never unset
 
-	hsMu    sync.Mutex // one handshake at a time; held before tap.wmu
+	// order keeps each Write whole, also one that began before an upgrade and
+	// ends after it. Close doesn't wait for it.
+	order sync.Mutex
+
+	hsMu    sync.Mutex // one handshake at a time
 	hsDone  atomic.Bool
 	version uint16 // set before hsDone
 	suite   uint16
@@ -119,8 +125,14 @@ func (c *Conn) Write(p []byte) (int, error) {
 	if err := c.Handshake(); err != nil {
 		return 0, err
 	}
-	// If the upgrade comes between the check and here, what crypto/tls writes
-	// is intercepted: right, only slower.
+	c.order.Lock()
+	if c.offloaded.Load() {
+		c.order.Unlock()
+		return c.writeKernel(p, false)
+	}
+	defer c.order.Unlock()
+	// If the upgrade comes from here on, what crypto/tls writes is intercepted:
+	// right, only slower.
 	return c.tls.Write(p)
 }
 
@@ -179,6 +191,8 @@ func (c *Conn) send(write func(*kernelTX) error) error {
 		}
 	}
 	defer c.active.Add(-2)
+	c.order.Lock()
+	defer c.order.Unlock()
 	t := c.tap
 	t.wmu.Lock()
 	defer t.wmu.Unlock()
