@@ -66,6 +66,8 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //
 //	ktls [<matcher>] [off] {
 //	    min_size <size>
+//	    allow_fs <names...>
+//	    deny_fs  <names...>
 //	}
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume directive name
@@ -90,6 +92,21 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				return d.Errf("min_size: '%s' is no size above zero", value)
 			}
 			h.MinSize = int64(size)
+		case "allow_fs", "deny_fs":
+			names := d.RemainingArgs()
+			if len(names) == 0 {
+				return d.ArgErr()
+			}
+			for _, name := range names {
+				if !knownFileSystem(name) {
+					return d.Errf("%s: '%s' is no file system known here", option, name)
+				}
+			}
+			if option == "allow_fs" {
+				h.AllowFS = append(h.AllowFS, names...)
+			} else {
+				h.DenyFS = append(h.DenyFS, names...)
+			}
 		default:
 			return d.Errf("unknown option '%s' of ktls", option)
 		}

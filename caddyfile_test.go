@@ -66,6 +66,8 @@ func TestCaddyfileErrors(t *testing.T) {
 		"handler, min_size":              {handler("ktls {\n\t\tmin_size much\n\t}"), "min_size: 'much' is no size above zero, at Caddyfile:3"},
 		"handler, min_size 0":            {handler("ktls {\n\t\tmin_size 0\n\t}"), "min_size: '0' is no size above zero, at Caddyfile:3"},
 		"handler, min_size twice":        {handler("ktls {\n\t\tmin_size 1 2\n\t}"), "unexpected line ending after '1', at Caddyfile:3"},
+		"handler, allow_fs":              {handler("ktls {\n\t\tallow_fs nsf\n\t}"), "allow_fs: 'nsf' is no file system known here, at Caddyfile:3"},
+		"handler, deny_fs without names": {handler("ktls {\n\t\tdeny_fs\n\t}"), "unexpected line ending after 'deny_fs', at Caddyfile:3"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, _, err := adapt(test.input)

@@ -30,6 +30,7 @@ type conn struct {
 	handshakeOnce sync.Once
 	handshakeErr  error
 	ready         atomic.Bool // handshake is done
+	gauge         atomic.Int32
 
 	// A read deadline set before the handshake counts from its end.
 	mu       sync.Mutex
@@ -81,7 +82,11 @@ func (c *conn) checkPreface(p []byte) bool {
 
 func (c *conn) handshake() error {
 	c.handshakeOnce.Do(func() {
+		metrics.inFlight.Inc()
+		begin := time.Now()
 		c.handshakeErr = c.runHandshake()
+		metrics.inFlight.Dec()
+		countHandshake(begin, c.handshakeErr)
 		c.ready.Store(c.handshakeErr == nil)
 	})
 	return c.handshakeErr
@@ -104,6 +109,7 @@ func (c *conn) runHandshake() error {
 		return err
 	}
 	c.restoreDeadline()
+	c.countCurrent()
 
 	switch proto := c.ConnectionState().NegotiatedProtocol; proto {
 	case "h2":
@@ -114,6 +120,37 @@ func (c *conn) runHandshake() error {
 		return errors.New("no handler for protocol " + proto)
 	}
 	return nil
+}
+
+// Close closes the connection as ktls.Conn does.
+func (c *conn) Close() error {
+	err := c.Conn.Close()
+	if c.gauge.Swap(gaugeClosed) == gaugeCounted {
+		metrics.current.Dec()
+	}
+	return err
+}
+
+// Values of conn.gauge. A connection may be closed while it is being upgraded.
+const (
+	gaugeNone = iota
+	gaugeCounted
+	gaugeClosed
+)
+
+// countCurrent counts the connection among those the kernel encrypts, if it is
+// one, until it is closed.
+func (c *conn) countCurrent() {
+	if c.Offloaded() && c.gauge.CompareAndSwap(gaugeNone, gaugeCounted) {
+		metrics.current.Inc()
+	}
+}
+
+// upgrade moves the connection into the kernel, once.
+func (c *conn) upgrade() error {
+	err := c.Upgrade()
+	c.countCurrent()
+	return err
 }
 
 // looksLikeHTTP reports whether a TLS record header is the begin of a request.

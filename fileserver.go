@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -26,7 +27,14 @@ import (
 // client notices.
 //
 // Each response has an object `ktls` in the access log: `path` (`sendfile` or
-// `plain`), `reason` (why not sendfile) and `sent` (bytes sent by sendfile).
+// `plain`), `reason` (why not sendfile) and `sent` (bytes sent by sendfile). The
+// same is in placeholders:
+//
+// Placeholder | Description
+// ------------|---------------
+// `{http.ktls.offloaded}` | Whether the kernel encrypts the connection
+// `{http.ktls.path}` | `sendfile` or `plain`
+// `{http.ktls.reason}` | Why not sendfile; empty if it was
 type Handler struct {
 	// Send responses as without this module. Default: false.
 	Off bool `json:"off,omitempty"`
@@ -35,6 +43,18 @@ type Handler struct {
 	// exactly Caddy's own path. Values below 8192 count as 8192.
 	// Default: 131072.
 	MinSize int64 `json:"min_size,omitempty"`
+
+	// File systems to send from that are not trusted by default, by their
+	// names in mount(8); `unknown` for those without a name here. Trusted by
+	// default are local ones. Not trusted, because their pages come and go by
+	// the will of another machine or process, are fuse, nfs, cifs, smb3, smbfs,
+	// vboxsf, vmhgfs, 9p, afs, kafs, ceph, lustre, gfs2, ocfs2, orangefs, coda,
+	// gpfs, ecryptfs and unknown ones. An overlay counts as local: what lies
+	// below it can't be told.
+	AllowFS []string `json:"allow_fs,omitempty"`
+
+	// File systems not to send from, although they are trusted by default.
+	DenyFS []string `json:"deny_fs,omitempty"`
 
 	logger *zap.Logger
 }
@@ -60,8 +80,8 @@ func (Handler) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision sets the defaults and makes sure, once per process, that net/http
-// treats stand-in bytes as it must.
+// Provision sets the defaults, and finds out, once per process, what the kernel
+// can do and whether net/http treats stand-in bytes as it must.
 func (h *Handler) Provision(ctx caddy.Context) error {
 	h.logger = ctx.Logger()
 	if h.MinSize < 0 {
@@ -70,6 +90,10 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.MinSize == 0 {
 		h.MinSize = defaultMinSize
 	}
+	if err := checkFileSystems(h.AllowFS, h.DenyFS); err != nil {
+		return err
+	}
+	ktls.Probe() // not with the first request
 	if err := standInWorks(); err != nil {
 		h.logger.Warn("sendfile off: this build's net/http isn't known", zap.Error(err))
 	}
@@ -88,7 +112,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		extra.Set(zap.Object("ktls", rw))
 	}
-	return next.ServeHTTP(rw, r)
+	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		repl.Map(rw.placeholder)
+	}
+	err := next.ServeHTTP(rw, r)
+	path, reason := rw.outcome()
+	countResponse(path, reason, rw.sent+rw.copied)
+	return err
 }
 
 // eligible applies the rules that need no response. It returns the connection
@@ -127,25 +157,50 @@ type responseWriter struct {
 	length      int64 // Content-Length that went out; -1 if there is none
 	typed       bool  // Content-Type is settled
 	sent        int64 // bytes sent by sendfile
+	copied      int64 // bytes sent the plain way
 }
 
 // MarshalLogObject is the access log's view of the response.
 func (w *responseWriter) MarshalLogObject(enc zapcore.ObjectEncoder) error {
-	if w.sent > 0 {
-		enc.AddString("path", pathSendfile)
-	} else {
-		enc.AddString("path", pathPlain)
-		reason := w.reason
-		if reason == "" {
-			reason = reasonNoBody
-			if w.wroteBody {
-				reason = reasonNotFile
-			}
-		}
+	path, reason := w.outcome()
+	enc.AddString("path", path)
+	if reason != "" {
 		enc.AddString("reason", reason)
 	}
 	enc.AddInt64("sent", w.sent)
 	return nil
+}
+
+// placeholder answers for {http.ktls.*}. What it says of a response is settled
+// once the response was written, as for log_append.
+func (w *responseWriter) placeholder(key string) (any, bool) {
+	name, ok := strings.CutPrefix(key, "http.ktls.")
+	if !ok {
+		return nil, false
+	}
+	path, reason := w.outcome()
+	switch name {
+	case "offloaded":
+		return w.conn != nil && w.conn.Offloaded(), true
+	case "path":
+		return path, true
+	case "reason":
+		return reason, true
+	}
+	return nil, false
+}
+
+// outcome is the path the response took, and why if it wasn't sendfile.
+func (w *responseWriter) outcome() (path, reason string) {
+	switch {
+	case w.sent > 0:
+		return pathSendfile, ""
+	case w.reason != "":
+		return pathPlain, w.reason
+	case w.wroteBody:
+		return pathPlain, reasonNotFile
+	}
+	return pathPlain, reasonNoBody
 }
 
 // WriteHeader looks at the header as net/http got it: writers below may change
@@ -175,7 +230,9 @@ func (w *responseWriter) Write(p []byte) (int, error) {
 		w.WriteHeader(http.StatusOK)
 	}
 	w.wroteBody = w.wroteBody || len(p) > 0
-	return w.ResponseWriterWrapper.Write(p)
+	n, err := w.ResponseWriterWrapper.Write(p)
+	w.copied += int64(n)
+	return n, err
 }
 
 // ReadFrom is where a file arrives: http.ServeContent copies it with io.CopyN.
@@ -190,7 +247,9 @@ func (w *responseWriter) ReadFrom(r io.Reader) (int64, error) {
 		}
 	}
 	w.wroteBody = true
-	return w.ResponseWriterWrapper.ReadFrom(r)
+	n, err := w.ResponseWriterWrapper.ReadFrom(r)
+	w.copied += n
+	return n, err
 }
 
 // plan applies the rules that need the response, in order; the first that fails
@@ -208,14 +267,14 @@ func (w *responseWriter) plan(r io.Reader) *sending {
 	n := remaining(limits)
 	if w.http2 {
 		if n >= minHTTP2 {
-			w.conn.Upgrade() //nolint:errcheck // its log line says
+			w.conn.upgrade() //nolint:errcheck // its log line says
 		}
 		return refuse(reasonHTTP2)
 	}
 	switch {
 	case w.length < 0:
 		return refuse(reasonChunked)
-	case w.wroteBody || n != w.length:
+	case w.copied+n != w.length: // encode writes the first bytes by itself
 		return refuse(reasonLength)
 	case !w.typed:
 		return refuse(reasonNoType)
@@ -230,6 +289,9 @@ func (w *responseWriter) plan(r io.Reader) *sending {
 	if err != nil || !fi.Mode().IsRegular() || isDirect(file) {
 		return refuse(reasonNotFile)
 	}
+	if name := w.handler.distrusted(file); name != "" {
+		return refuse(reasonFS + name)
+	}
 	off, err := file.Seek(0, io.SeekCurrent)
 	if err != nil {
 		return refuse(reasonNotFile)
@@ -237,10 +299,8 @@ func (w *responseWriter) plan(r io.Reader) *sending {
 	if fi.Size()-off < n {
 		return refuse(reasonShortFile)
 	}
-	if err := w.conn.Upgrade(); err != nil {
-		var u *ktls.UpgradeError
-		errors.As(err, &u)
-		return refuse(u.Reason)
+	if err := w.conn.upgrade(); err != nil {
+		return refuse(upgradeError(err).Reason)
 	}
 	return &sending{w: w, file: file, off: off, n: n, limits: limits, idle: idle}
 }

@@ -41,7 +41,8 @@ type ListenerWrapper struct {
 
 	// How long a TLS handshake may take before the connection is closed.
 	// Default: the shortest of the server's `read_header`, `read_body` and
-	// `write` timeouts, as in Caddy without the wrapper.
+	// `write` timeouts, as in Caddy without the wrapper. Where the kernel has no
+	// TLS, that default is all there is.
 	HandshakeTimeout caddy.Duration `json:"handshake_timeout,omitempty"`
 
 	ctx      caddy.Context
@@ -88,6 +89,9 @@ func (w *ListenerWrapper) Provision(ctx caddy.Context) error {
 	}
 	w.server = server
 
+	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
+		return fmt.Errorf("registering metrics: %w", err)
+	}
 	w.features = ktls.Probe()
 	remedy := w.features.Reason()
 	if w.features.Usable() && !knowsTLSListener() {
@@ -214,12 +218,12 @@ func (l *listener) Accept() (net.Conn, error) {
 	return &conn{Conn: ktls.Server(raw, l.config, l.opts), listener: l}, nil
 }
 
-// upgraded logs how an upgrade went.
+// upgraded counts and logs how an upgrade went.
 func (l *listener) upgraded(c *ktls.Conn, info ktls.Info, err error) {
+	countUpgrade(info, err)
 	if err != nil {
 		if e := l.logger.Check(zapcore.DebugLevel, "connection stays in user space"); e != nil {
-			var u *ktls.UpgradeError
-			errors.As(err, &u)
+			u := upgradeError(err)
 			e.Write(zap.Stringer("remote", c.RemoteAddr()), zap.String("version", tls.VersionName(info.Version)),
 				zap.String("reason", u.Reason), zap.Error(u.Err))
 		}

@@ -15,6 +15,7 @@ import (
 func init() {
 	caddy.RegisterModule(ListenerWrapper{})
 	caddy.RegisterModule(Handler{})
+	caddy.RegisterModule(adminAPI{})
 	httpcaddyfile.RegisterHandlerDirective("ktls", parseHandler)
 	httpcaddyfile.RegisterDirectiveOrder("ktls", httpcaddyfile.Before, "encode")
 }

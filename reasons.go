@@ -16,11 +16,12 @@ const (
 	reasonMethod       = "method"          // not GET
 	reasonNoBody       = "no_body"         // nothing was written, as with status 304
 	reasonChunked      = "chunked"         // no Content-Length
-	reasonLength       = "length"          // Content-Length isn't the length of the file part
+	reasonLength       = "length"          // Content-Length isn't what was written and the file part together
 	reasonNoType       = "no_content_type" // net/http would look at the body to find one
 	reasonNotFile      = "not_a_file"      // not an *os.File, or not a regular one, or O_DIRECT
 	reasonTooSmall     = "too_small"       // below min_size
 	reasonShortFile    = "short_file"      // the file is shorter than promised
+	reasonFS           = "filesystem:"     // followed by its name
 	reasonUnknown      = "unknown_writer:" // followed by the type of the writer
 	reasonUnknownHTTP1 = "http1_unknown_server"
 )

@@ -1,0 +1,146 @@
+package caddyktls
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"sync"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+
+	"github.com/caddy-ktls/caddy-ktls/ktls"
+)
+
+// adminAPI tells at the admin endpoint, as `GET /ktls/`, what the kernel can do
+// and what came of it. Nothing in it is secret.
+type adminAPI struct{}
+
+// CaddyModule returns the Caddy module information.
+func (adminAPI) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "admin.api.ktls",
+		New: func() caddy.Module { return new(adminAPI) },
+	}
+}
+
+// Routes returns the module's one route.
+func (adminAPI) Routes() []caddy.AdminRoute {
+	return []caddy.AdminRoute{{Pattern: "/ktls/", Handler: caddy.AdminHandlerFunc(serveStatus)}}
+}
+
+func serveStatus(w http.ResponseWriter, r *http.Request) error {
+	if r.URL.Path != "/ktls/" {
+		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("no such endpoint: %s", r.URL.Path)}
+	}
+	if r.Method != http.MethodGet {
+		return caddy.APIError{HTTPStatus: http.StatusMethodNotAllowed, Err: fmt.Errorf("method %s not allowed", r.Method)}
+	}
+	s, err := currentStatus()
+	if err != nil {
+		return caddy.APIError{HTTPStatus: http.StatusInternalServerError, Err: err}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	return json.NewEncoder(w).Encode(s)
+}
+
+// status is what GET /ktls/ answers. Counters are those of the process: a reload
+// keeps them.
+type status struct {
+	Kernel             *ktls.Features    `json:"kernel"`
+	Connections        []connectionCount `json:"connections"`
+	CurrentConnections int64             `json:"current_connections"`
+	Responses          []responseCount   `json:"responses"`
+	Handshakes         handshakeCount    `json:"handshakes"`
+	Rekeys             map[string]int64  `json:"rekeys"`
+	Last               []lastReason      `json:"last"`
+}
+
+type connectionCount struct {
+	Outcome string `json:"outcome"` // upgraded or refused
+	Reason  string `json:"reason"`
+	Version string `json:"version"`
+	Cipher  string `json:"cipher"`
+	Count   int64  `json:"count"`
+}
+
+type responseCount struct {
+	Path   string `json:"path"` // sendfile or plain
+	Reason string `json:"reason"`
+	Count  int64  `json:"count"`
+	Bytes  int64  `json:"bytes"`
+}
+
+type handshakeCount struct {
+	InFlight int64   `json:"in_flight"`
+	Count    int64   `json:"count"`
+	Failed   int64   `json:"failed"`
+	Seconds  float64 `json:"seconds"` // time taken by all of Count
+}
+
+// ownRegistry has our collectors alone, to read them from.
+var ownRegistry = sync.OnceValues(func() (*prometheus.Registry, error) {
+	r := prometheus.NewRegistry()
+	return r, registerMetrics(r)
+})
+
+func currentStatus() (*status, error) {
+	registry, err := ownRegistry()
+	if err != nil {
+		return nil, err
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		return nil, err
+	}
+	s := &status{
+		Kernel:      ktls.Probe(),
+		Connections: []connectionCount{},
+		Responses:   []responseCount{},
+		Rekeys:      map[string]int64{},
+		Last:        lastReasons.all(),
+	}
+	bytes := map[[2]string]int64{}
+	for _, family := range families {
+		for _, m := range family.Metric {
+			l := labels(m)
+			switch family.GetName() {
+			case "caddy_ktls_connections_total":
+				s.Connections = append(s.Connections, connectionCount{l["outcome"], l["reason"], l["version"], l["cipher"], int64(m.Counter.GetValue())})
+			case "caddy_ktls_connections":
+				s.CurrentConnections = int64(m.Gauge.GetValue())
+			case "caddy_ktls_response_bytes_total": // sorts before responses_total
+				bytes[[2]string{l["path"], l["reason"]}] = int64(m.Counter.GetValue())
+			case "caddy_ktls_responses_total":
+				s.Responses = append(s.Responses, responseCount{l["path"], l["reason"], int64(m.Counter.GetValue()), bytes[[2]string{l["path"], l["reason"]}]})
+			case "caddy_ktls_handshakes_in_flight":
+				s.Handshakes.InFlight = int64(m.Gauge.GetValue())
+			case "caddy_ktls_handshake_duration_seconds":
+				n := int64(m.Histogram.GetSampleCount())
+				s.Handshakes.Count += n
+				s.Handshakes.Seconds += m.Histogram.GetSampleSum()
+				if l["result"] == "failed" {
+					s.Handshakes.Failed += n
+				}
+			case "caddy_ktls_rekeys_total":
+				s.Rekeys[l["result"]] = int64(m.Counter.GetValue())
+			}
+		}
+	}
+	return s, nil
+}
+
+func labels(m *dto.Metric) map[string]string {
+	l := make(map[string]string, len(m.Label))
+	for _, p := range m.Label {
+		l[p.GetName()] = p.GetValue()
+	}
+	return l
+}
+
+// Interface guards
+var (
+	_ caddy.Module      = (*adminAPI)(nil)
+	_ caddy.AdminRouter = (*adminAPI)(nil)
+)

@@ -1,7 +1,0 @@
-//go:build !linux
-
-package caddyktls
-
-import "os"
-
-func isDirect(*os.File) bool { return true }

@@ -1,0 +1,163 @@
+package caddyktls
+
+import (
+	"crypto/tls"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caddy-ktls/caddy-ktls/ktls"
+)
+
+// metrics are the process's collectors. They are made once and registered anew
+// with each configuration's registry, so that a reload keeps what they counted.
+// Every label has a bounded set of values: reasons are the constants of this
+// module, versions and ciphers those of crypto/tls.
+var metrics = struct {
+	connections *prometheus.CounterVec
+	current     prometheus.Gauge
+	responses   *prometheus.CounterVec
+	bytes       *prometheus.CounterVec
+	inFlight    prometheus.Gauge
+	handshakes  *prometheus.HistogramVec
+	rekeys      *prometheus.CounterVec
+}{
+	connections: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "ktls", Name: "connections_total",
+		Help: "Connections that were to move into the kernel, by how that went (upgraded, refused), why not, protocol version and cipher.",
+	}, []string{"outcome", "reason", "version", "cipher"}),
+	current: prometheus.NewGauge(prometheus.GaugeOpts{
+		Namespace: "caddy", Subsystem: "ktls", Name: "connections",
+		Help: "Open connections that the kernel encrypts.",
+	}),
+	responses: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "ktls", Name: "responses_total",
+		Help: "Responses of sites with the ktls handler, by path (sendfile, plain) and why not sendfile.",
+	}, []string{"path", "reason"}),
+	bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "ktls", Name: "response_bytes_total",
+		Help: "Bytes of the bodies of these responses, by path and reason.",
+	}, []string{"path", "reason"}),
+	inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+		Namespace: "caddy", Subsystem: "ktls", Name: "handshakes_in_flight",
+		Help: "TLS handshakes under way.",
+	}),
+	handshakes: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: "caddy", Subsystem: "ktls", Name: "handshake_duration_seconds",
+		Help:    "Duration of TLS handshakes, waiting for the client included, by result (ok, failed).",
+		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
+	}, []string{"result"}),
+	rekeys: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "ktls", Name: "rekeys_total",
+		Help: "Changes of the sending key that a client asked for on connections that the kernel encrypts, by result (refused).",
+	}, []string{"result"}),
+}
+
+func collectors() []prometheus.Collector {
+	return []prometheus.Collector{metrics.connections, metrics.current, metrics.responses, metrics.bytes,
+		metrics.inFlight, metrics.handshakes, metrics.rekeys}
+}
+
+// registerMetrics adds the collectors to a configuration's registry. Several
+// modules of one configuration may ask for it.
+func registerMetrics(registry *prometheus.Registry) error {
+	for _, c := range collectors() {
+		err := registry.Register(c)
+		if are := (prometheus.AlreadyRegisteredError{}); err != nil && !errors.As(err, &are) {
+			return err
+		}
+	}
+	return nil
+}
+
+// countUpgrade counts how an upgrade went.
+func countUpgrade(info ktls.Info, err error) {
+	outcome, reason := "upgraded", ""
+	if err != nil {
+		u := upgradeError(err)
+		outcome, reason = "refused", u.Reason
+		lastReasons.note("connection", reason, u.Err.Error())
+	}
+	cipher := "other"
+	if info.Cipher != 0 {
+		cipher = info.Cipher.String()
+	}
+	metrics.connections.WithLabelValues(outcome, reason, versionLabel(info.Version), cipher).Inc()
+}
+
+// upgradeError is the error of an upgrade, which is always of this type.
+func upgradeError(err error) *ktls.UpgradeError {
+	var u *ktls.UpgradeError
+	if !errors.As(err, &u) {
+		return &ktls.UpgradeError{Reason: ktls.ReasonKernel, Err: err}
+	}
+	return u
+}
+
+// versionLabel is a protocol version; crypto/tls negotiates no others.
+func versionLabel(v uint16) string {
+	if v < tls.VersionTLS10 || v > tls.VersionTLS13 {
+		return "other"
+	}
+	return tls.VersionName(v)
+}
+
+// countHandshake counts a handshake that began at begin.
+func countHandshake(begin time.Time, err error) {
+	result := "ok"
+	if err != nil {
+		result = "failed"
+	}
+	metrics.handshakes.WithLabelValues(result).Observe(time.Since(begin).Seconds())
+}
+
+// countResponse counts a response with n body bytes.
+func countResponse(path, reason string, n int64) {
+	label := reason
+	if strings.HasPrefix(reason, reasonUnknown) {
+		label = strings.TrimSuffix(reasonUnknown, ":") // types aren't bounded
+	}
+	metrics.responses.WithLabelValues(path, label).Inc()
+	metrics.bytes.WithLabelValues(path, label).Add(float64(n))
+	if reason != "" {
+		detail, _ := strings.CutPrefix(reason, label+":")
+		if detail == reason {
+			detail = ""
+		}
+		lastReasons.note("response", label, detail)
+	}
+}
+
+// lastReasons remembers when each reason was given last, for the admin API.
+var lastReasons = reasonLog{entries: map[[2]string]lastReason{}}
+
+// lastReason is the last time that something took the slower way.
+type lastReason struct {
+	Time   time.Time `json:"time"`
+	What   string    `json:"what"` // connection or response
+	Reason string    `json:"reason"`
+	Detail string    `json:"detail,omitempty"`
+}
+
+type reasonLog struct {
+	mu      sync.Mutex
+	entries map[[2]string]lastReason // as many as there are reasons
+}
+
+func (l *reasonLog) note(what, reason, detail string) {
+	l.mu.Lock()
+	l.entries[[2]string{what, reason}] = lastReason{time.Now(), what, reason, detail}
+	l.mu.Unlock()
+}
+
+// all returns the entries, the latest first.
+func (l *reasonLog) all() []lastReason {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.SortedFunc(maps.Values(l.entries), func(a, b lastReason) int { return b.Time.Compare(a.Time) })
+}
