@@ -40,6 +40,8 @@ type conn struct {
 	h2      bool // negotiated protocol; set before ready
 	preface int  // bytes of the HTTP/2 client preface seen; -1 when it is settled
 
+	refusedKey bool // ended by a KeyUpdate, and counted. For the reader
+
 	// The response under way. Used by the goroutine that writes it, and only on
 	// HTTP/1.1.
 	head bool  // the header is being written; more follows at once
@@ -55,6 +57,10 @@ func (c *conn) Read(p []byte) (int, error) {
 		}
 	}
 	n, err := c.Conn.Read(p)
+	if err != nil && !c.refusedKey && errors.Is(err, ktls.ErrKeyUpdate) {
+		c.refusedKey = true
+		metrics.rekeys.WithLabelValues("refused").Inc()
+	}
 	if c.preface >= 0 && n > 0 && !c.checkPreface(p[:n]) {
 		c.Close()
 		return 0, io.EOF
