@@ -300,6 +300,7 @@ func (c *Conn) Close() error {
 	if x != 0 {
 		return c.tap.Conn.Close()
 	}
+	c.tap.ending.Store(true)
 	// crypto/tls sets the same deadline, but not before it has its own lock: an
 	// alert that the peer doesn't take may hold that.
 	c.tap.SetWriteDeadline(time.Now().Add(closeNotifyTimeout))

@@ -560,3 +560,18 @@ func TestNettest(t *testing.T) {
 		})
 	}
 }
+
+// The proof costs as much as a good part of a handshake: the close_notify of a
+// connection that never needed it must not ask for one.
+func TestCloseNeedsNoProof(t *testing.T) {
+	l := setup{}.connect(t)
+	client := l.withGo(nil)
+	checkServes(t, l, client)
+	l.tap.secrets.wipe() // a proof would fail, and leave its mark
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if l.tap.lost != nil {
+		t.Errorf("Close wanted a proof: %v", l.tap.lost)
+	}
+}

@@ -47,6 +47,7 @@ type tap struct {
 	hello  [helloLen]byte // begin of what the client sent
 	nin    int            // bytes of hello
 	broken atomic.Pointer[error]
+	ending atomic.Bool // Close was called: there will be no upgrade
 }
 
 // sendState is what is proven of the sending direction of crypto/tls: its
@@ -133,12 +134,11 @@ func (t *tap) keep() bool {
 // final means that nothing follows it in the same write.
 func (t *tap) record(rec []byte, final bool) {
 	if !t.done {
-		// ServerHello: type 22, length, msg_type 2, uint24 length, version, random
-		// (RFC 5246 section 7.4.1.3; a TLS 1.3 HelloRetryRequest looks the same,
-		// but there the random isn't used). It is the server's first record: a
-		// later one may go on in the middle of a certificate and look like it.
-		if t.out.records == 1 && len(rec) >= RecordHeaderLen+6+32 && rec[0] == RecordTypeHandshake && rec[RecordHeaderLen] == 2 {
-			copy(t.random[:], rec[RecordHeaderLen+6:])
+		// ServerHello is the server's first record: a later one may go on in the
+		// middle of a certificate and look like it. A TLS 1.3 HelloRetryRequest
+		// looks like it too, but there the random isn't used.
+		if random, ok := helloRandom(rec, msgServerHello); ok && t.out.records == 1 {
+			t.random = random
 		}
 		if final {
 			t.last = append(t.last[:0], rec...)
@@ -156,7 +156,7 @@ func (t *tap) record(rec []byte, final bool) {
 // 2 bytes of alert (RFC 8446 section 6) or 5 of message (section 4.6.3), 1 of
 // inner type, 16 of tag.
 func (t *tap) watched() bool {
-	if !t.watch || t.out.have < RecordHeaderLen {
+	if !t.watch || t.out.have < RecordHeaderLen || t.ending.Load() {
 		return false
 	}
 	if t.version == tls.VersionTLS12 {
