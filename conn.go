@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -89,10 +90,9 @@ func (c *conn) checkPreface(p []byte) bool {
 func (c *conn) handshake() error {
 	c.handshakeOnce.Do(func() {
 		metrics.inFlight.Inc()
-		begin := time.Now()
+		defer metrics.inFlight.Dec()
+		c.handshakeErr = io.ErrUnexpectedEOF // unless it returns: a callback may panic
 		c.handshakeErr = c.runHandshake()
-		metrics.inFlight.Dec()
-		countHandshake(begin, c.handshakeErr)
 		c.ready.Store(c.handshakeErr == nil)
 	})
 	return c.handshakeErr
@@ -100,10 +100,13 @@ func (c *conn) handshake() error {
 
 func (c *conn) runHandshake() error {
 	l := c.listener
+	begin := time.Now()
 	if l.timeout > 0 {
 		c.Conn.SetDeadline(time.Now().Add(l.timeout))
 	}
-	if err := c.HandshakeContext(c.handshakeContext()); err != nil {
+	err := c.HandshakeContext(c.handshakeContext())
+	countHandshake(begin, err)
+	if err != nil {
 		if e := l.logger.Check(zapcore.DebugLevel, "TLS handshake error"); e != nil {
 			e.Write(zap.Stringer("remote", c.RemoteAddr()), zap.Error(err))
 		}
@@ -117,8 +120,15 @@ func (c *conn) runHandshake() error {
 	c.restoreDeadline()
 	c.countCurrent()
 
-	switch proto := c.ConnectionState().NegotiatedProtocol; proto {
+	state := c.ConnectionState()
+	switch proto := state.NegotiatedProtocol; proto {
 	case "h2":
+		if prohibitedByHTTP2(&state) {
+			http2.NewFramer(c.Conn, nil).WriteGoAway(0, http2.ErrCodeInadequateSecurity,
+				fmt.Appendf(nil, "Prohibited TLS 1.2 Cipher Suite: %x", state.CipherSuite))
+			c.Close()
+			return errors.New("HTTP/2 prohibits " + tls.CipherSuiteName(state.CipherSuite))
+		}
 		c.h2 = true
 	case "", "http/1.1", "http/1.0":
 	default: // acme-tls/1 ends here: the handshake was all it wanted
@@ -126,6 +136,21 @@ func (c *conn) runHandshake() error {
 		return errors.New("no handler for protocol " + proto)
 	}
 	return nil
+}
+
+// prohibitedByHTTP2 reports whether HTTP/2 must not be spoken (RFC 9113, section
+// 9.2.2 and appendix A): in TLS 1.2 with other than ephemeral keys and an AEAD.
+// The HTTP/2 server asks that of a *tls.Conn only.
+func prohibitedByHTTP2(state *tls.ConnectionState) bool {
+	if state.Version != tls.VersionTLS12 {
+		return state.Version < tls.VersionTLS12
+	}
+	switch state.CipherSuite {
+	case tls.TLS_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_RSA_WITH_AES_256_GCM_SHA384:
+		return true
+	}
+	_, aead := ktls.CipherOf(state.CipherSuite)
+	return !aead
 }
 
 // Close closes the connection as ktls.Conn does.

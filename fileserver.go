@@ -100,8 +100,13 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-// ServeHTTP passes the request on with a writer that knows sendfile.
+// ServeHTTP passes the request on with a writer that knows sendfile. Where one
+// ktls handler stands behind another, the first decides: that is the one with
+// the more specific matcher.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if standsOnOurs(w) {
+		return next.ServeHTTP(w, r)
+	}
 	rw := &responseWriter{
 		ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
 		handler:               h,
@@ -112,13 +117,33 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		extra.Set(zap.Object("ktls", rw))
 	}
-	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
-		repl.Map(rw.placeholder)
-	}
-	err := next.ServeHTTP(rw, r)
-	path, reason := rw.outcome()
-	countResponse(path, reason, rw.sent+rw.copied)
+	rw.answerPlaceholders(r)
+	served := false // false in a panic, which is an answer of its own
+	var err error
+	defer func() {
+		if served && err != nil && !rw.wroteHeader {
+			return // an error route will answer
+		}
+		path, reason := rw.outcome()
+		countResponse(path, reason, rw.sent+rw.copied)
+	}()
+	err = next.ServeHTTP(rw, r)
+	served = true
 	return err
+}
+
+// standsOnOurs reports whether a responseWriter is among the writers below.
+func standsOnOurs(w http.ResponseWriter) bool {
+	for {
+		if _, ok := w.(*responseWriter); ok {
+			return true
+		}
+		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return false
+		}
+		w = u.Unwrap()
+	}
 }
 
 // eligible applies the rules that need no response. It returns the connection
@@ -133,7 +158,7 @@ func (h *Handler) eligible(r *http.Request) (*conn, string) {
 		return nil, ktls.ReasonKernel
 	case !ok:
 		return nil, reasonNotWrapped
-	case r.Method != http.MethodGet:
+	case r.Method != http.MethodGet || clientMethod(r) != http.MethodGet:
 		return nil, reasonMethod
 	case r.ProtoMajor == 2:
 		return c, reasonHTTP2
@@ -141,6 +166,15 @@ func (h *Handler) eligible(r *http.Request) (*conn, string) {
 		return nil, reasonUnknownHTTP1
 	}
 	return c, ""
+}
+
+// clientMethod is the method the client used. Handlers may change r's, but
+// net/http goes by this one: it eats the body of the answer to a HEAD.
+func clientMethod(r *http.Request) string {
+	if o, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
+		return o.Method
+	}
+	return r.Method
 }
 
 // responseWriter sends what it can of a response by sendfile. It is used by the
@@ -157,6 +191,7 @@ type responseWriter struct {
 	length      int64 // Content-Length that went out; -1 if there is none
 	typed       bool  // Content-Type is settled
 	sent        int64 // bytes sent by sendfile
+	cut         bool  // the connection was ended within the body
 	copied      int64 // bytes sent the plain way
 }
 
@@ -171,17 +206,40 @@ func (w *responseWriter) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	return nil
 }
 
+// currentVar is the request variable with the responseWriter under way: an error
+// route may have one of its own.
+const currentVar = "github.com/caddy-ktls/caddy-ktls.current"
+
+// current is the value of currentVar.
+type current struct{ w *responseWriter }
+
+// answerPlaceholders makes w the one that {http.ktls.*} tell of.
+func (w *responseWriter) answerPlaceholders(r *http.Request) {
+	ctx := r.Context()
+	if c, ok := caddyhttp.GetVar(ctx, currentVar).(*current); ok {
+		c.w = w
+		return
+	}
+	repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	if !ok {
+		return
+	}
+	c := &current{w}
+	caddyhttp.SetVar(ctx, currentVar, c)
+	repl.Map(c.placeholder)
+}
+
 // placeholder answers for {http.ktls.*}. What it says of a response is settled
 // once the response was written, as for log_append.
-func (w *responseWriter) placeholder(key string) (any, bool) {
+func (c *current) placeholder(key string) (any, bool) {
 	name, ok := strings.CutPrefix(key, "http.ktls.")
 	if !ok {
 		return nil, false
 	}
-	path, reason := w.outcome()
+	path, reason := c.w.outcome()
 	switch name {
 	case "offloaded":
-		return w.conn != nil && w.conn.Offloaded(), true
+		return c.w.conn != nil && c.w.conn.Offloaded(), true
 	case "path":
 		return path, true
 	case "reason":
@@ -193,6 +251,8 @@ func (w *responseWriter) placeholder(key string) (any, bool) {
 // outcome is the path the response took, and why if it wasn't sendfile.
 func (w *responseWriter) outcome() (path, reason string) {
 	switch {
+	case w.cut:
+		return pathSendfile, reasonCut
 	case w.sent > 0:
 		return pathSendfile, ""
 	case w.reason != "":
@@ -235,6 +295,14 @@ func (w *responseWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// FlushError sends the header too, so it must be looked at here.
+func (w *responseWriter) FlushError() error {
+	if !w.wroteHeader {
+		w.WriteHeader(http.StatusOK)
+	}
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
 // ReadFrom is where a file arrives: http.ServeContent copies it with io.CopyN.
 func (w *responseWriter) ReadFrom(r io.Reader) (int64, error) {
 	if w.conn != nil {
@@ -274,7 +342,7 @@ func (w *responseWriter) plan(r io.Reader) *sending {
 	switch {
 	case w.length < 0:
 		return refuse(reasonChunked)
-	case w.copied+n != w.length: // encode writes the first bytes by itself
+	case w.copied+w.sent+n != w.length: // encode writes the first bytes by itself
 		return refuse(reasonLength)
 	case !w.typed:
 		return refuse(reasonNoType)
@@ -358,8 +426,7 @@ func writersBelow(w http.ResponseWriter) (idle []idleWriter, unknown string) {
 		switch name := typeName(w); name {
 		case "*net/http.response":
 			return idle, ""
-		case "*" + caddyhttpPath + ".readDeadlineWriter", "*" + caddyhttpPath + "/headers.responseWriterWrapper",
-			"*github.com/caddy-ktls/caddy-ktls.responseWriter":
+		case "*" + caddyhttpPath + ".readDeadlineWriter", "*" + caddyhttpPath + "/headers.responseWriterWrapper":
 			w = w.(interface{ Unwrap() http.ResponseWriter }).Unwrap()
 		default:
 			return nil, name
@@ -386,7 +453,11 @@ func (s *sending) run() (done int64, err error) {
 		restore()
 		c.head, c.body = false, nil
 		if done != s.n {
+			s.w.cut = true
 			c.Abort(errBodyCut)
+			if errors.Is(err, errStandIn) {
+				s.w.handler.logger.Error("response failed", zap.Stringer("remote", c.RemoteAddr()), zap.Error(err))
+			}
 		}
 		for _, l := range s.limits {
 			l.N -= done

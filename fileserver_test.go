@@ -152,3 +152,33 @@ func TestConnContextFindsOurConnection(t *testing.T) {
 }
 
 type wrappedConn struct{ net.Conn }
+
+// A flush sends the header: what a handler adds later doesn't count.
+func TestFlushSettlesTheHeader(t *testing.T) {
+	lengths := make(chan int64, 2)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rw := &responseWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, conn: &conn{}, length: -1}
+		early := r.URL.Path == "/early"
+		if early {
+			rw.Header().Set("Content-Length", "3")
+		}
+		if err := http.NewResponseController(rw).Flush(); err != nil {
+			t.Error(err)
+		}
+		rw.Header().Set("Content-Length", "3")
+		rw.Write([]byte("abc"))
+		lengths <- rw.length
+	}))
+	defer srv.Close()
+	for path, want := range map[string]int64{"/early": 3, "/late": -1} {
+		resp, err := http.Get(srv.URL + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		if got := <-lengths; got != want || resp.ContentLength != want {
+			t.Errorf("%s: length %d, the client sees %d; want %d", path, got, resp.ContentLength, want)
+		}
+	}
+}

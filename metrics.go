@@ -81,7 +81,11 @@ func countUpgrade(info ktls.Info, err error) {
 	if err != nil {
 		u := upgradeError(err)
 		outcome, reason = "refused", u.Reason
-		lastReasons.note("connection", reason, u.Err.Error())
+		detail := u.Err.Error()
+		if reason == ktls.ReasonClosed {
+			detail = "" // may have the client's address
+		}
+		lastReasons.note("connection", reason, detail)
 	}
 	cipher := "other"
 	if info.Cipher != 0 {

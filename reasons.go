@@ -21,6 +21,7 @@ const (
 	reasonNotFile      = "not_a_file"      // not an *os.File, or not a regular one, or O_DIRECT
 	reasonTooSmall     = "too_small"       // below min_size
 	reasonShortFile    = "short_file"      // the file is shorter than promised
+	reasonCut          = "cut"             // path sendfile, but the connection ended within the body
 	reasonFS           = "filesystem:"     // followed by its name
 	reasonUnknown      = "unknown_writer:" // followed by the type of the writer
 	reasonUnknownHTTP1 = "http1_unknown_server"

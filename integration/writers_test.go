@@ -25,7 +25,7 @@ func TestWritersBelow(t *testing.T) {
 		{"push", "push /other", "", ""},
 		{"header", "header X-Some thing", "", ""},
 		{"deferred header", "header {\n-X-Other\ndefer\n}", "", ""},
-		{"ktls", "ktls", "", ""},
+		{"ktls", "ktls {\nmin_size 1\n}", "", ""},
 		{"timeouts", "timeouts {\nwrite_timeout 10s\n}", "", ""},
 		{"max_write_chunk", "timeouts {\nwrite_timeout 10s\nmax_write_chunk 4KiB\n}", "", ""},
 		{"request_body", "request_body {\nmax_size 1MB\n}", "", ""},

@@ -271,6 +271,9 @@ func (c *Conn) upgrade() *UpgradeError {
 	}
 	next := t.send.next + t.since
 	kernel, err := newKernelTX(tcp, t.send.keys, next)
+	if err != nil && peerGone(err) {
+		return &UpgradeError{Reason: ReasonClosed, Err: err}
+	}
 	if err != nil {
 		return &UpgradeError{Reason: ReasonKernel, Err: err}
 	}

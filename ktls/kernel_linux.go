@@ -58,6 +58,12 @@ func newKernelTX(tcp *net.TCPConn, keys *Keys, seq uint64) (*kernelTX, error) {
 	return k, nil
 }
 
+// peerGone reports whether an upgrade failed because the connection is closed,
+// or half-closed by the peer: TCP_ULP wants a socket in state ESTABLISHED.
+func peerGone(err error) bool {
+	return errors.Is(err, unix.ENOTCONN) || errors.Is(err, net.ErrClosed)
+}
+
 // setup takes one step that needs the descriptor.
 func (k *kernelTX) setup(s upgradeStep, do func(fd int) error) error {
 	return step(s, func() error {

@@ -17,6 +17,8 @@ var errNotLinux = errors.New("kernel TLS: " + errors.ErrUnsupported.Error())
 
 func newKernelTX(*net.TCPConn, *Keys, uint64) (*kernelTX, error) { return nil, errNotLinux }
 
+func peerGone(error) bool { return false }
+
 func (*kernelTX) write([]byte, bool) (int, error) { return 0, errNotLinux }
 
 func (*kernelTX) control(byte, []byte) error { return errNotLinux }

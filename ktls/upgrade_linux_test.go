@@ -413,7 +413,7 @@ func TestUpgradeRefusedForHalfClosedPeer(t *testing.T) {
 	}
 	waitFor(t, "the FIN", func() bool { return tcpState(t, l.sock) == unix.BPF_TCP_CLOSE_WAIT })
 	err := l.Upgrade()
-	checkRefused(t, err, ReasonKernel)
+	checkRefused(t, err, ReasonClosed)
 	if !errors.Is(err, unix.ENOTCONN) {
 		t.Errorf("got %v, want ENOTCONN", err)
 	}
