@@ -99,7 +99,26 @@ func (s setup) start(t *testing.T) *caddy {
 		config = c.patched(t, config)
 	}
 
-	c.cmd = caddyCommand(dir, "run", "--config", config)
+	c.launch(t, config)
+
+	c.awaitLine(t, "serving initial configuration", func(l *line) bool { return l.Msg == "serving initial configuration" })
+	for i, ln := range s.listeners {
+		for j := range ln.sites {
+			if host := c.host(i, j); !ln.clear {
+				c.awaitLine(t, "certificate for "+host, func(l *line) bool {
+					return l.Msg == "added certificate to cache" && slices.Contains(l.Subjects, host)
+				})
+			}
+		}
+	}
+	return c
+}
+
+// launch runs Caddy with a config file until the test ends.
+func (c *caddy) launch(t *testing.T, config string, env ...string) {
+	t.Helper()
+	c.cmd = caddyCommand(c.dir, "run", "--config", config)
+	c.cmd.Env = append(c.cmd.Env, env...)
 	stderr, err := c.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -113,18 +132,6 @@ func (s setup) start(t *testing.T) *caddy {
 		c.exit <- c.cmd.Wait()
 	}()
 	t.Cleanup(func() { c.stop(t) })
-
-	c.awaitLine(t, "serving initial configuration", func(l *line) bool { return l.Msg == "serving initial configuration" })
-	for i, ln := range s.listeners {
-		for j := range ln.sites {
-			if host := c.host(i, j); !ln.clear {
-				c.awaitLine(t, "certificate for "+host, func(l *line) bool {
-					return l.Msg == "added certificate to cache" && slices.Contains(l.Subjects, host)
-				})
-			}
-		}
-	}
-	return c
 }
 
 // caddyCommand is a command of the Caddy under test that keeps its files to dir.

@@ -16,22 +16,8 @@ func TestExample(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	c := &caddy{dir: dir, log: newJournal(), exit: make(chan error, 1), seen: map[string]int{}}
-	c.cmd = caddyCommand(dir, "run", "--config", config)
-	c.cmd.Env = append(c.cmd.Env, "KTLS_EXAMPLE_FILES="+www)
-	stderr, err := c.cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		c.log.follow(stderr)
-		c.exit <- c.cmd.Wait()
-	}()
-	t.Cleanup(func() { c.stop(t) })
+	c := &caddy{dir: t.TempDir(), log: newJournal(), exit: make(chan error, 1), seen: map[string]int{}}
+	c.launch(t, config, "KTLS_EXAMPLE_FILES="+www)
 
 	curl := func(f file) *exec.Cmd {
 		return exec.Command(command(t, "curl"), "-sSk", "https://localhost:8443/"+f.name)
