@@ -244,14 +244,19 @@ func (c *conn) Write(p []byte) (int, error) {
 func (c *conn) writeBody(p []byte) (int, error) {
 	b := c.body
 	if b == nil || !isStandIn(p) || int64(len(p)) > b.left {
-		c.listener.logger.Error("response failed", zap.Stringer("remote", c.RemoteAddr()), zap.Error(errStandIn))
-		c.Abort(errStandIn)
-		return 0, errStandIn
+		return 0, c.failStandIn()
 	}
 	n, err := c.SendFile(b.file, b.off, int64(len(p)), b.stalled)
 	b.off += n
 	b.left -= n
 	return int(n), err
+}
+
+// failStandIn ends the connection and says so, with errStandIn.
+func (c *conn) failStandIn() error {
+	c.listener.logger.Error("response failed", zap.Stringer("remote", c.RemoteAddr()), zap.Error(errStandIn))
+	c.Abort(errStandIn)
+	return errStandIn
 }
 
 var _ net.Conn = (*conn)(nil)

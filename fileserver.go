@@ -118,17 +118,15 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		extra.Set(zap.Object("ktls", rw))
 	}
 	rw.answerPlaceholders(r)
-	served := false // false in a panic, which is an answer of its own
 	var err error
-	defer func() {
-		if served && err != nil && !rw.wroteHeader {
+	defer func() { // also in a panic, which is an answer of its own
+		if err != nil && !rw.wroteHeader {
 			return // an error route will answer
 		}
 		path, reason := rw.outcome()
 		countResponse(path, reason, rw.sent+rw.copied)
 	}()
 	err = next.ServeHTTP(rw, r)
-	served = true
 	return err
 }
 
@@ -455,9 +453,6 @@ func (s *sending) run() (done int64, err error) {
 		if done != s.n {
 			s.w.cut = true
 			c.Abort(errBodyCut)
-			if errors.Is(err, errStandIn) {
-				s.w.handler.logger.Error("response failed", zap.Stringer("remote", c.RemoteAddr()), zap.Error(err))
-			}
 		}
 		for _, l := range s.limits {
 			l.N -= done
@@ -478,8 +473,8 @@ func (s *sending) run() (done int64, err error) {
 		gone := s.n - b.left - done
 		done += gone
 		s.w.sent = done
-		if err == nil && gone != step {
-			err = errStandIn // kept back by a writer on the way
+		if err == nil && gone != step { // kept back by a writer on the way
+			err = c.failStandIn()
 		}
 		if err != nil {
 			return done, err

@@ -146,11 +146,9 @@ func afterTLS(wrappers []json.RawMessage) error {
 // transmits lists what the kernel can encrypt.
 func transmits(f *ktls.Features) []string {
 	var s []string
-	for _, v := range []uint16{tls.VersionTLS13, tls.VersionTLS12} {
-		for _, c := range []ktls.Cipher{ktls.AES128GCM, ktls.AES256GCM, ktls.CHACHA20POLY1305} {
-			if f.CanTX(v, c) {
-				s = append(s, tls.VersionName(v)+" "+c.String())
-			}
+	for _, c := range ktls.Combinations() {
+		if c.Cipher != ktls.AES128CCM && f.CanTX(c.Version, c.Cipher) { // crypto/tls has no CCM
+			s = append(s, c.String())
 		}
 	}
 	return s

@@ -66,13 +66,7 @@ func peerGone(err error) bool {
 
 // setup takes one step that needs the descriptor.
 func (k *kernelTX) setup(s upgradeStep, do func(fd int) error) error {
-	return step(s, func() error {
-		var err error
-		if cerr := k.raw.Control(func(fd uintptr) { err = do(int(fd)) }); cerr != nil {
-			return cerr
-		}
-		return err
-	})
+	return step(s, func() error { return controlRaw(k.raw, do) })
 }
 
 // write writes application data. With more set, a last record that isn't full

@@ -196,6 +196,12 @@ func control(conn *net.TCPConn, f func(fd int) error) error {
 	if err != nil {
 		return err
 	}
+	return controlRaw(rc, f)
+}
+
+// controlRaw calls f with rc's descriptor.
+func controlRaw(rc syscall.RawConn, f func(fd int) error) error {
+	var err error
 	if cerr := rc.Control(func(fd uintptr) { err = f(int(fd)) }); cerr != nil {
 		return cerr
 	}
@@ -340,36 +346,21 @@ func selfTestFile(content []byte) (*os.File, error) {
 	return file, nil
 }
 
+// selfTestSend sends the way a Conn does.
 func selfTestSend(conn *net.TCPConn, file *os.File) error {
-	rc, err := conn.SyscallConn()
+	raw, err := conn.SyscallConn()
 	if err != nil {
 		return err
 	}
-	var callErr error
-	for off := int64(0); off < selfTestLen; {
-		var n int
-		err := rc.Write(func(fd uintptr) bool {
-			n, callErr = unix.Sendfile(int(fd), int(file.Fd()), &off, selfTestLen-int(off))
-			return callErr != unix.EAGAIN
-		})
-		switch {
-		case err != nil:
-			return err
-		case callErr == unix.EINTR:
-		case callErr != nil:
-			return os.NewSyscallError("sendfile", callErr)
-		case n == 0:
-			return unsupported{errors.New("sendfile: the file ended early")}
-		}
+	k := &kernelTX{tcp: conn, raw: raw}
+	_, err = k.sendFile(file, 0, selfTestLen, nil)
+	if err == io.ErrUnexpectedEOF {
+		return unsupported{errors.New("sendfile: the file ended early")}
 	}
-	err = rc.Write(func(fd uintptr) bool {
-		_, callErr = sendRecord(int(fd), RecordTypeAlert, selfTestAlert, 0)
-		return !errors.Is(callErr, unix.EAGAIN)
-	})
 	if err != nil {
 		return err
 	}
-	return callErr
+	return k.control(RecordTypeAlert, selfTestAlert)
 }
 
 // selfTestAlert is a close_notify (RFC 8446, section 6.1).
