@@ -27,10 +27,11 @@ type client13 struct {
 	in, out *half13
 	r       *bufio.Reader
 
-	tickets int    // NewSessionTickets received
-	updates int    // KeyUpdates received
-	lengths []int  // content lengths of the application data records
-	rest    []byte // application data not yet read
+	tickets int      // NewSessionTickets received
+	updates int      // KeyUpdates received
+	lengths []int    // content lengths of the application data records
+	ended   []uint64 // records under each key that a KeyUpdate ended
+	rest    []byte   // application data not yet read
 }
 
 // half13 is one direction of a client13.
@@ -241,6 +242,7 @@ func (c *client13) Read(p []byte) (int, error) {
 			c.tickets++
 		case typ == RecordTypeHandshake && isKeyUpdate(data):
 			c.updates++
+			c.ended = append(c.ended, c.in.seq)
 			if err := c.in.next(); err != nil {
 				return 0, err
 			}
@@ -267,7 +269,7 @@ func (c *client13) Write(p []byte) (n int, err error) {
 
 // keyUpdate sends a KeyUpdate and goes on with the next keys.
 func (c *client13) keyUpdate(request bool) error {
-	msg := []byte{24, 0, 0, 1, 0}
+	msg := []byte{msgKeyUpdate, 0, 0, 1, 0}
 	if request {
 		msg[4] = 1
 	}

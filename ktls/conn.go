@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -38,6 +39,8 @@ type Conn struct {
 
 	upgradeErr *UpgradeError // final refusal; guarded by tap.wmu
 	sequence   uint64        // first sequence number of the kernel's; set before offloaded
+	recordSize int           // of the kernel's records; likewise
+	zerocopyRO bool          // TLS_TX_ZEROCOPY_RO is set; likewise
 	sentFile   atomic.Int64  // bytes sent by SendFile
 }
 
@@ -49,7 +52,8 @@ func Server(conn net.Conn, config *tls.Config, opts *Options) *Conn {
 		opts = new(Options)
 	}
 	t := &tap{Conn: conn}
-	return &Conn{tls: tls.Server(t, config), tap: t, opts: opts}
+	t.conn = &Conn{tls: tls.Server(t, config), tap: t, opts: opts}
+	return t.conn
 }
 
 // Handshake is HandshakeContext without a context.
@@ -93,6 +97,10 @@ type Info struct {
 	Sequence  uint64 // number of the first record that the kernel encrypted
 	Lazy      bool   // upgraded by a call of Upgrade, not with the handshake
 	SentFile  int64  // bytes sent by SendFile
+
+	// As read back from the kernel; 0 and false before the upgrade.
+	RecordSize int  // most that a record carries, in bytes
+	ZerocopyRO bool // the network card may send file pages without copying them
 }
 
 // Info describes the connection as it is now. It never waits.
@@ -103,7 +111,7 @@ func (c *Conn) Info() Info {
 		i.Cipher, _ = CipherOf(c.suite)
 	}
 	if i.Offloaded {
-		i.Sequence = c.sequence
+		i.Sequence, i.RecordSize, i.ZerocopyRO = c.sequence, c.recordSize, c.zerocopyRO
 	}
 	return i
 }
@@ -113,7 +121,11 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if err := c.Handshake(); err != nil {
 		return 0, err
 	}
-	return c.tls.Read(p)
+	n, err := c.tls.Read(p)
+	if err != nil && err != io.EOF {
+		err = c.tap.reason(err) // crypto/tls goes on with what it has
+	}
+	return n, err
 }
 
 // Write writes application data: through crypto/tls, or to the socket where the
@@ -147,9 +159,20 @@ func (c *Conn) WriteMore(p []byte) (int, error) {
 }
 
 func (c *Conn) writeKernel(p []byte, more bool) (n int, err error) {
-	err = c.send(func(k *kernelTX) error {
-		n, err = k.write(p, more)
-		return err
+	err = c.send(func(t *tap) error {
+		for n < len(p) {
+			m, err := t.allot(int64(len(p) - n))
+			if err != nil {
+				return err
+			}
+			end := n + int(m)
+			m2, err := t.kernel.write(p[n:end], more || end < len(p))
+			n += m2
+			if err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	return n, err
 }
@@ -170,17 +193,32 @@ func (c *Conn) SendFile(f *os.File, off, n int64, stalled func(sent int64)) (sen
 	if !c.offloaded.Load() {
 		return 0, ErrNotOffloaded
 	}
-	err = c.send(func(k *kernelTX) error {
-		sent, err = k.sendFile(f, off, n, stalled)
-		return err
+	err = c.send(func(t *tap) error {
+		for {
+			m, err := t.allot(n - sent)
+			if err != nil {
+				return err
+			}
+			m, err = t.kernel.sendFile(f, off+sent, m, sent, stalled, &t.waiting)
+			sent += m
+			if err == errYield {
+				err = t.yield()
+			}
+			if err != nil || sent >= n {
+				return err
+			}
+		}
 	})
 	c.sentFile.Add(sent)
 	return sent, err
 }
 
+// errYield ends a system call early because crypto/tls has something to send.
+var errYield = errors.New("ktls: yield")
+
 // send runs write with the write lock held, unless the connection was closed or
 // a write failed before. The first error is kept.
-func (c *Conn) send(write func(*kernelTX) error) error {
+func (c *Conn) send(write func(*tap) error) error {
 	for { // interlock with Close
 		x := c.active.Load()
 		if x&1 != 0 {
@@ -199,7 +237,7 @@ func (c *Conn) send(write func(*kernelTX) error) error {
 	if t.written != nil {
 		return t.written
 	}
-	err := write(t.kernel)
+	err := write(t)
 	if err != nil {
 		err = t.reason(err)
 		t.written = err
@@ -270,6 +308,10 @@ func (c *Conn) upgrade() *UpgradeError {
 		return refuse(ReasonUnproven, "a record was written in part")
 	}
 	next := t.send.next + t.since
+	limit, change := c.opts.keyLimit(cipher), c.changesKeys()
+	if !change && next > limit/2 {
+		return refuse(ReasonKeyLimit, "%d records were sent under a key for %d", next, limit)
+	}
 	kernel, err := newKernelTX(tcp, t.send.keys, next)
 	if err != nil && peerGone(err) {
 		return &UpgradeError{Reason: ReasonClosed, Err: err}
@@ -280,6 +322,15 @@ func (c *Conn) upgrade() *UpgradeError {
 	t.send.next = next
 	t.since = 0
 	t.kernel = kernel
+	c.recordSize, c.zerocopyRO = kernel.tune(c.opts)
+	t.key.limit, t.key.change, t.key.size = limit, change, int64(c.recordSize)
+	if c.recordSize < MaxPlaintext {
+		t.key.size-- // the byte with the type counts
+	}
+	t.key.used.Store(next)
+	if change {
+		t.key.secret = append([]byte(nil), t.send.secret...)
+	}
 	c.sequence = next
 	return nil
 }
@@ -294,6 +345,7 @@ func (c *Conn) Close() error {
 	for {
 		x = c.active.Load()
 		if x&1 != 0 {
+			c.wipe()
 			return net.ErrClosed
 		}
 		if c.active.CompareAndSwap(x, x|1) {
@@ -301,22 +353,35 @@ func (c *Conn) Close() error {
 		}
 	}
 	if x != 0 {
-		return c.tap.Conn.Close()
+		err := c.tap.Conn.Close()
+		c.wipe()
+		return err
 	}
 	c.tap.ending.Store(true)
 	// crypto/tls sets the same deadline, but not before it has its own lock: an
 	// alert that the peer doesn't take may hold that.
 	c.tap.SetWriteDeadline(time.Now().Add(closeNotifyTimeout))
 	err := c.tls.Close()
-	if c.tap.wmu.TryLock() { // else a writer is on its way out; nothing to wait for
-		c.tap.forget()
-		c.tap.wmu.Unlock()
-	}
+	c.wipe()
 	return err
 }
 
-// CloseWrite sends close_notify. What is written afterwards fails.
-func (c *Conn) CloseWrite() error { return c.tls.CloseWrite() }
+// wipe wipes all secrets of a closed connection, unless a writer is still on its
+// way out.
+func (c *Conn) wipe() {
+	if c.tap.wmu.TryLock() {
+		c.tap.forgetAll()
+		c.tap.wmu.Unlock()
+	}
+}
+
+// CloseWrite sends close_notify, after what is being written. What is written
+// afterwards fails.
+func (c *Conn) CloseWrite() error {
+	c.order.Lock() // crypto/tls's deadline is for close_notify alone
+	defer c.order.Unlock()
+	return c.tls.CloseWrite()
+}
 
 // Abort closes the connection at once and without close_notify: the peer sees
 // that what it got is cut short. err is what blocked and later calls return.

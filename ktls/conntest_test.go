@@ -135,13 +135,27 @@ type link struct {
 
 	mu     sync.Mutex
 	events []upgradeEvent
+	rekeys []rekeyEvent
+}
+
+// rekeyEvent is one call of Options.OnRekey.
+type rekeyEvent struct {
+	byPeer bool
+	err    error
+}
+
+// rekeyed returns the calls of OnRekey so far.
+func (l *link) rekeyed() []rekeyEvent {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.rekeys
 }
 
 // setup says how to make a link; the zero value will do.
 type setup struct {
 	config   *tls.Config // default: testServerConfig; ServerConfig is applied to it
 	foreign  bool        // don't apply ServerConfig
-	opts     Options     // OnUpgrade is the link's
+	opts     Options     // OnUpgrade and OnRekey are the link's
 	recorded bool        // put a recorder between tap and socket
 	wrap     func(net.Conn) net.Conn
 }
@@ -179,6 +193,14 @@ func (l *link) start(s setup, conn net.Conn) {
 			l.t.Error("OnUpgrade got another connection")
 		}
 		l.events = append(l.events, upgradeEvent{info, err})
+	}
+	opts.OnRekey = func(c *Conn, byPeer bool, err error) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if c != l.Conn {
+			l.t.Error("OnRekey got another connection")
+		}
+		l.rekeys = append(l.rekeys, rekeyEvent{byPeer, err})
 	}
 	l.Conn = Server(conn, s.config, &opts)
 	l.t.Cleanup(func() { l.Abort(net.ErrClosed) })

@@ -11,6 +11,9 @@ const (
 	stepLowat   upgradeStep = "TCP_NOTSENT_LOWAT"
 	stepULP     upgradeStep = "TCP_ULP"
 	stepTX      upgradeStep = "TLS_TX"
+
+	// stepRekey comes after the upgrade.
+	stepRekey upgradeStep = "rekey"
 )
 
 // testHookFault, if not nil, is asked before each step for an error to fail with.

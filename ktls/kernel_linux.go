@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -58,6 +59,38 @@ func newKernelTX(tcp *net.TCPConn, keys *Keys, seq uint64) (*kernelTX, error) {
 	return k, nil
 }
 
+// setKey changes the key, for the record with sequence number 0 on.
+func (k *kernelTX) setKey(keys *Keys) error {
+	info, err := keys.CryptoInfo(0)
+	if err != nil {
+		return err
+	}
+	defer clear(info)
+	return controlRaw(k.raw, func(fd int) error { return setCryptoInfo(fd, tlsTX, info) })
+}
+
+// tune sets what can only be set after TLS_TX, as far as the kernel has it, and
+// reads back what holds.
+func (k *kernelTX) tune(o *Options) (recordSize int, zerocopyRO bool) {
+	recordSize = MaxPlaintext
+	if o.RecordSize <= 0 && !o.ZerocopyRO {
+		return recordSize, false
+	}
+	controlRaw(k.raw, func(fd int) error {
+		if o.RecordSize > 0 && setMaxPayloadLen(fd, uint16(min(o.RecordSize, MaxPlaintext))) == nil {
+			if n, err := maxPayloadLen(fd); err == nil {
+				recordSize = n
+			}
+		}
+		if o.ZerocopyRO && setZerocopyRO(fd, true) == nil {
+			n, err := unix.GetsockoptInt(fd, solTLS, tlsTXZerocopyRO)
+			zerocopyRO = err == nil && n == 1
+		}
+		return nil
+	})
+	return recordSize, zerocopyRO
+}
+
 // peerGone reports whether an upgrade failed because the connection is closed,
 // or half-closed by the peer: TCP_ULP wants a socket in state ESTABLISHED.
 func peerGone(err error) bool {
@@ -100,8 +133,9 @@ func (k *kernelTX) control(typ byte, p []byte) error {
 // noticed at least that often however fast the peer reads.
 const maxSendfile = 16 << 20
 
-// sendFile is Conn.SendFile.
-func (k *kernelTX) sendFile(f *os.File, off, n int64, stalled func(int64)) (sent int64, err error) {
+// sendFile is Conn.SendFile, after done bytes of it. It returns errYield before
+// it is through if, after some bytes, others wait to write.
+func (k *kernelTX) sendFile(f *os.File, off, n, done int64, stalled func(int64), waiting *atomic.Int32) (sent int64, err error) {
 	if off < 0 || n < 0 {
 		return 0, fmt.Errorf("ktls: %d bytes at offset %d of a file: %w", n, off, unix.EINVAL)
 	}
@@ -121,12 +155,15 @@ func (k *kernelTX) sendFile(f *os.File, off, n int64, stalled func(int64)) (sent
 	cerr := src.Control(func(in uintptr) {
 		err = k.loop("sendfile", func(fd int) error {
 			for sent < n {
+				if sent > 0 && waiting.Load() > 0 {
+					return errYield
+				}
 				m, err := unix.Sendfile(fd, int(in), &off, int(min(n-sent, maxSendfile)))
 				if m > 0 {
 					sent += int64(m)
 				}
 				if err == unix.EAGAIN && stalled != nil {
-					stalled(sent)
+					stalled(done + sent)
 				}
 				if err != nil {
 					return err
@@ -142,6 +179,55 @@ func (k *kernelTX) sendFile(f *os.File, off, n int64, stalled func(int64)) (sent
 		return sent, cerr
 	}
 	return sent, err
+}
+
+// sendPieces sends n bytes of file, each piece behind its header, which opens the
+// piece's record (MSG_MORE).
+func (k *kernelTX) sendPieces(file int, off, n, done int64, framed Framed, stalled func(int64)) (sent int64, err error) {
+	headers := framed.Headers
+	left := 0 // of the header being sent
+	piece := int64(0)
+	err = k.loop("sendfile", func(fd int) error {
+		for sent < n || piece > 0 {
+			if piece == 0 {
+				piece, left = min(n-sent, int64(framed.Size)), framed.Len
+			}
+			for left > 0 {
+				m, err := unix.SendmsgN(fd, headers[:left], nil, nil, unix.MSG_MORE|unix.MSG_NOSIGNAL)
+				if err == unix.EAGAIN && stalled != nil {
+					stalled(done + sent)
+				}
+				if err != nil {
+					return err
+				}
+				left -= m
+				headers = headers[m:]
+			}
+			m, err := unix.Sendfile(fd, file, &off, int(piece))
+			if m > 0 {
+				sent += int64(m)
+				piece -= int64(m)
+			}
+			if err == unix.EAGAIN && stalled != nil {
+				stalled(done + sent)
+			}
+			if err != nil {
+				return err
+			}
+			if m == 0 {
+				return io.ErrUnexpectedEOF
+			}
+		}
+		return nil
+	})
+	return sent, err
+}
+
+// cork keeps TCP from sending anything but full segments.
+func (k *kernelTX) cork(on bool) error {
+	return controlRaw(k.raw, func(fd int) error {
+		return os.NewSyscallError("setsockopt TCP_CORK", unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_CORK, boolInt(on)))
+	})
 }
 
 // loop calls do until it returns something else than EAGAIN (wait until the

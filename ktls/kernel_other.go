@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"sync/atomic"
 )
 
 // kernelTX never exists here.
@@ -19,10 +20,20 @@ func newKernelTX(*net.TCPConn, *Keys, uint64) (*kernelTX, error) { return nil, e
 
 func peerGone(error) bool { return false }
 
+func (*kernelTX) setKey(*Keys) error { return errNotLinux }
+
+func (*kernelTX) tune(*Options) (int, bool) { return 0, false }
+
+func (*kernelTX) cork(bool) error { return errNotLinux }
+
+func (*kernelTX) sendPieces(int, int64, int64, int64, Framed, func(int64)) (int64, error) {
+	return 0, errNotLinux
+}
+
 func (*kernelTX) write([]byte, bool) (int, error) { return 0, errNotLinux }
 
 func (*kernelTX) control(byte, []byte) error { return errNotLinux }
 
-func (*kernelTX) sendFile(*os.File, int64, int64, func(int64)) (int64, error) {
+func (*kernelTX) sendFile(*os.File, int64, int64, int64, func(int64), *atomic.Int32) (int64, error) {
 	return 0, errNotLinux
 }

@@ -17,6 +17,26 @@ type Options struct {
 	// connection stays with crypto/tls.
 	UpgradeAtHandshake bool
 
+	// KeyLimit is how many records may be encrypted under one key after an
+	// upgrade. Then a KeyUpdate changes the key, or, where that can't be (TLS 1.2,
+	// kernels before 6.14), the connection ends: see [Conn.Expiring]. Default, and
+	// at most: 23726566 for AES-GCM (RFC 8446, section 5.5), which is at least 388
+	// GB, and 2^48 for ChaCha20-Poly1305. At least 16.
+	KeyLimit uint64
+
+	// RecordSize is the most that a record sent by the kernel carries, in bytes
+	// (TLS_TX_MAX_PAYLOAD_LEN; in TLS 1.3 the byte with the content's type counts).
+	// Left as it is where the kernel has no such option. Default: 16384.
+	RecordSize int
+
+	// ZerocopyRO lets a network card that encrypts send file pages without
+	// copying them first (TLS_TX_ZEROCOPY_RO). Files must not change in place
+	// while they are sent: a retransmission would not verify. Default: false.
+	ZerocopyRO bool
+
+	// RX lets the kernel decrypt too. Default: false, crypto/tls reads.
+	RX bool
+
 	// Below returns the connection under a wrapper that passes every byte on
 	// unchanged, or nil if it doesn't know the wrapper. It is how a TCP socket
 	// is found under, say, a PROXY protocol connection. A wrapper that changes
@@ -28,6 +48,12 @@ type Options struct {
 	// err is nil or an *[UpgradeError]. It is called with the connection's
 	// write lock held and must neither write to the connection nor close it.
 	OnUpgrade func(c *Conn, info Info, err error)
+
+	// OnRekey, if not nil, is told of each change of the sending key after the
+	// upgrade, which the peer asked for or which the key's usage limit demanded,
+	// and of each that was refused: err is [ErrKeyUpdate], [ErrKeyUpdateFlood] or
+	// what went wrong, and the connection ends. It is called as OnUpgrade is.
+	OnRekey func(c *Conn, byPeer bool, err error)
 }
 
 func (o *Options) features() *Features {

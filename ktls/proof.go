@@ -19,6 +19,7 @@ const (
 	msgServerHello      = 2
 	msgNewSessionTicket = 4
 	msgFinished         = 20
+	msgKeyUpdate        = 24
 )
 
 // prove derives the keys that crypto/tls sends with and the sequence number of

@@ -19,6 +19,8 @@ const (
 	ReasonUnproven = "unproven"
 	// ReasonClosed: the connection was closed, by us or by the peer.
 	ReasonClosed = "closed"
+	// ReasonKeyLimit: the key's usage limit is near, and it can't be changed.
+	ReasonKeyLimit = "key_limit"
 	// ReasonHandshake: the handshake isn't complete. Not final: the only
 	// reason after which an upgrade may be tried again.
 	ReasonHandshake = "handshake"

@@ -77,6 +77,12 @@ func setMaxPayloadLen(fd int, n uint16) error {
 	return os.NewSyscallError("setsockopt TLS_TX_MAX_PAYLOAD_LEN", unix.SetsockoptString(fd, solTLS, tlsTXMaxPayloadLen, string(b)))
 }
 
+// maxPayloadLen returns what setMaxPayloadLen has set. The kernel writes two bytes.
+func maxPayloadLen(fd int) (int, error) {
+	b, err := unix.GetsockoptInet4Addr(fd, solTLS, tlsTXMaxPayloadLen)
+	return int(binary.NativeEndian.Uint16(b[:])), os.NewSyscallError("getsockopt TLS_TX_MAX_PAYLOAD_LEN", err)
+}
+
 // setNotsentLowat sets how many bytes not yet sent (TCP_NOTSENT_LOWAT) make
 // the socket count as not writable.
 func setNotsentLowat(fd, n int) error {

@@ -17,7 +17,7 @@ import (
 // handshake, the server's random, the secrets that crypto/tls logs, and how
 // many records were written since.
 //
-// Lock order: wmu, then mu. wmu may be held over a blocking write, mu never is.
+// Lock order: gate, wmu, mu. wmu may be held over a blocking write, mu never is.
 type tap struct {
 	net.Conn
 
@@ -25,6 +25,8 @@ type tap struct {
 	// kernel's, and the switch from the one to the other. It guards the fields
 	// down to mu.
 	wmu     sync.Mutex
+	gate    sync.Mutex   // in front of wmu: whoever waits there is next
+	waiting atomic.Int32 // writes of crypto/tls that wait for wmu
 	out     scanner
 	cur     []byte // the record that isn't complete yet, where its bytes will be needed
 	last    []byte // last record of the handshake
@@ -38,6 +40,9 @@ type tap struct {
 	since   uint64 // records written since the handshake
 	send    *sendState
 	kernel  *kernelTX // not nil: the kernel encrypts
+	key     txKey     // with kernel
+	updates updateBudget
+	conn    *Conn // whose tap this is; for its hooks
 
 	mu      sync.Mutex
 	secrets secrets
@@ -87,7 +92,11 @@ func (t *tap) Read(p []byte) (int, error) {
 // Write is called by crypto/tls with whole records. They pass through until
 // the kernel took over; then each is opened and sent on by its type.
 func (t *tap) Write(p []byte) (int, error) {
+	t.waiting.Add(1)
+	t.gate.Lock()
 	t.wmu.Lock()
+	t.gate.Unlock()
+	t.waiting.Add(-1)
 	defer t.wmu.Unlock()
 	if t.kernel != nil {
 		return t.intercept(p)
@@ -101,6 +110,16 @@ func (t *tap) Write(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// yield lets what crypto/tls has to say go first: a file takes long to be sent to
+// a slow peer. wmu is held, before and after.
+func (t *tap) yield() error {
+	t.wmu.Unlock()
+	t.gate.Lock()
+	t.wmu.Lock()
+	t.gate.Unlock()
+	return t.written
 }
 
 // wrote follows what crypto/tls has written. wmu is held.
@@ -256,39 +275,40 @@ func (t *tap) forward(rec []byte) error {
 	switch typ {
 	case RecordTypeApplicationData:
 		// A Write that began before the upgrade and had more than one record.
+		if _, err := t.allot(int64(len(data))); err != nil {
+			return err
+		}
 		_, err := t.kernel.write(data, false)
 		return err
 	case RecordTypeAlert:
-		err := t.kernel.control(typ, data)
+		err := t.control(typ, data)
 		if len(data) == 2 && err == nil {
 			t.alertSent(data[1])
 		}
 		return err
-	default:
-		// A KeyUpdate: the kernel would have to follow. Until it does, say so to
-		// the peer and end the connection.
-		err := t.kernel.control(RecordTypeAlert, []byte{alertLevelFatal, alertInternalError})
-		if err == nil {
-			err = ErrKeyUpdate
+	case RecordTypeHandshake:
+		if t.version == tls.VersionTLS13 && isKeyUpdate(data) {
+			return t.answerKeyUpdate(data)
 		}
-		t.stop(err)
-		return err
 	}
+	// Nothing that crypto/tls is known to write: the peer must not miss it
+	// unawares.
+	err = t.control(RecordTypeAlert, []byte{alertLevelFatal, alertInternalError})
+	if err == nil {
+		err = fmt.Errorf("ktls: crypto/tls wrote an unexpected message in a record of type %d", typ)
+	}
+	t.stop(err)
+	return err
 }
 
 const (
-	alertLevelFatal    = 2
-	alertCloseNotify   = 0
-	alertInternalError = 80
+	alertLevelFatal        = 2
+	alertCloseNotify       = 0
+	alertUnexpectedMessage = 10
+	alertInternalError     = 80
 )
 
-var (
-	// ErrKeyUpdate ends a connection whose peer asked for new keys (RFC 8446
-	// section 4.6.3) after the kernel had taken over.
-	ErrKeyUpdate = errors.New("ktls: peer requested a KeyUpdate, which this connection can't follow")
-
-	errShutdown = errors.New("ktls: protocol is shutdown")
-)
+var errShutdown = errors.New("ktls: protocol is shutdown")
 
 // alertSent notes that after this alert nothing may be written any more: all
 // but close_notify are fatal, or final to crypto/tls (no_renegotiation).
@@ -311,8 +331,9 @@ func (t *tap) stop(err error) {
 }
 
 // forget wipes what only an upgrade needs, once it has been tried or can't come
-// any more. After an upgrade the opener stays: what crypto/tls writes must be
-// opened. wmu is held.
+// any more. After an upgrade the opener stays, since what crypto/tls writes must
+// be opened, and so do the traffic secrets of both where keys can be changed. wmu
+// is held.
 func (t *tap) forget() {
 	t.mu.Lock()
 	t.secrets.wipe()
@@ -320,12 +341,24 @@ func (t *tap) forget() {
 	clear(t.last)
 	t.last = nil
 	t.watch = false
-	if t.send == nil {
-		return
-	}
-	t.send.wipe()
-	if t.kernel == nil {
+	switch {
+	case t.send == nil:
+	case t.kernel == nil:
+		t.send.wipe()
 		t.send = nil
+	case t.key.change:
+		t.send.keys.Wipe()
+	default:
+		t.send.wipe()
+	}
+}
+
+// forgetAll wipes all that is secret, once the connection is closed. wmu is held.
+func (t *tap) forgetAll() {
+	t.forget()
+	clear(t.key.secret)
+	if t.send != nil {
+		t.send.wipe()
 	}
 }
 
@@ -411,5 +444,5 @@ func (s *scanner) skip(p []byte) {
 
 // isKeyUpdate reports whether msg is one KeyUpdate message.
 func isKeyUpdate(msg []byte) bool {
-	return len(msg) == 5 && msg[0] == 24 && msg[1] == 0 && msg[2] == 0 && msg[3] == 1 && msg[4] <= 1
+	return len(msg) == 5 && msg[0] == msgKeyUpdate && msg[1] == 0 && msg[2] == 0 && msg[3] == 1 && msg[4] <= 1
 }

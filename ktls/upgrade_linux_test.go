@@ -51,7 +51,7 @@ func TestUpgradeForEverySuite(t *testing.T) {
 					}
 					l.mustUpgrade()
 				}
-				want := Info{Version: s.version, Cipher: s.cipher(), Offloaded: true, Sequence: seq, Lazy: when == "lazy"}
+				want := Info{Version: s.version, Cipher: s.cipher(), Offloaded: true, Sequence: seq, Lazy: when == "lazy", RecordSize: MaxPlaintext}
 				if i := l.Info(); i != want {
 					t.Errorf("Info: %+v, want %+v", i, want)
 				}
@@ -585,82 +585,6 @@ func TestRenegotiationEndsWriting(t *testing.T) {
 				checkRefused(t, l.Upgrade(), ReasonClosed)
 			}
 		})
-	}
-}
-
-func TestKeyUpdateAfterUpgradeEndsTheConnection(t *testing.T) {
-	for _, s := range upgradable[:3] {
-		t.Run(s.String(), func(t *testing.T) {
-			needSuite(t, s)
-			checkLeaks(t)
-			l := setup{}.connect(t)
-			client := l.with13(s.id, clientOptions{})
-			l.mustUpgrade()
-			checkServes(t, l, client)
-			read := make(chan error, 1)
-			go func() {
-				_, err := l.Read(make([]byte, 1))
-				read <- err
-			}()
-			if err := client.keyUpdate(true); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := client.Read(make([]byte, 1)); err != alertError(alertInternalError) {
-				t.Errorf("the client sees %v", err)
-			}
-			if _, err := client.rawRecord(); err != io.EOF {
-				t.Errorf("after the alert the client sees %v", err)
-			}
-			if err := <-read; !errors.Is(err, ErrKeyUpdate) {
-				t.Errorf("Read: %v", err)
-			}
-			if _, err := l.Write([]byte("x")); !errors.Is(err, ErrKeyUpdate) {
-				t.Errorf("Write: %v", err)
-			}
-			within(t, time.Second, "Close", func() { l.Close() })
-		})
-	}
-}
-
-func TestKeyUpdateDuringSendFile(t *testing.T) {
-	needKTLS(t)
-	checkLeaks(t)
-	l := setup{}.connect(t)
-	client := l.with13(tls.TLS_AES_128_GCM_SHA256, clientOptions{})
-	l.mustUpgrade()
-	content := randomBytes(bigFile)
-	f := testFile(t, content)
-	stalled := make(chan struct{}, 1)
-	sent := make(chan error, 1)
-	go func() {
-		_, err := l.SendFile(f, 0, int64(len(content)), func(int64) {
-			select {
-			case stalled <- struct{}{}:
-			default:
-			}
-		})
-		sent <- err
-	}()
-	<-stalled
-	read := make(chan error, 1)
-	go func() {
-		_, err := l.Read(make([]byte, 1))
-		read <- err
-	}()
-	if err := client.keyUpdate(true); err != nil {
-		t.Fatal(err)
-	}
-	got := <-receive(client) // all of it, then the alert
-	if got.err != alertError(alertInternalError) {
-		t.Errorf("the client sees %v", got.err)
-	}
-	got.err = nil
-	checkReceived(t, got, content)
-	if err := <-sent; err != nil {
-		t.Errorf("SendFile: %v", err)
-	}
-	if err := <-read; !errors.Is(err, ErrKeyUpdate) {
-		t.Errorf("Read: %v", err)
 	}
 }
 
