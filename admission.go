@@ -47,7 +47,7 @@ var (
 )
 
 // gate is the connection below a TLS connection whose handshake needs
-// admission. What crypto/tls writes or reads ends a stage.
+// admission. What crypto/tls writes ends a stage.
 type gate struct {
 	net.Conn
 	to    *admission
@@ -152,13 +152,8 @@ func (g *gate) leave() {
 	a.free++
 }
 
-// Read waits for the client, which must not keep others waiting.
-func (g *gate) Read(p []byte) (int, error) {
-	g.leave()
-	return g.Conn.Read(p)
-}
-
-// Write sends what was computed.
+// Write sends what was computed, which may have to wait for the client. In a
+// handshake it comes before each Read, so that no place is held there either.
 func (g *gate) Write(p []byte) (int, error) {
 	g.leave()
 	return g.Conn.Write(p)

@@ -233,6 +233,10 @@ func TestHandshakeRefused(t *testing.T) {
 			if err := other.gate.enter(false); err != nil {
 				t.Fatal(err)
 			}
+			s.find = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+				t.Error("the handshake went on without a place")
+				return testCertificate(), nil
+			}
 			begin := time.Now()
 			clientErr, serverErr := s.serve()
 			if clientErr == nil || !errors.Is(serverErr, errNotAdmitted) {
@@ -271,6 +275,11 @@ func TestSlowClientsHoldNoPlace(t *testing.T) {
 				go server.handshake()
 				go end.Write(append([]byte{22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3}, make([]byte, 100)...)[:n])
 			}
+			// This one doesn't take the server's flight.
+			end, server := s.connect()
+			ends = append(ends, end)
+			go server.handshake()
+			go tls.Client(&deafConn{end}, clientConfig(kind.change)).Handshake()
 			synctest.Wait()
 			s.checkFree(t, 1)
 			if clientErr, serverErr := s.serve(kind.change); clientErr != nil || serverErr != nil {
@@ -298,6 +307,13 @@ func (c *limitedConn) Write(p []byte) (int, error) {
 }
 
 func (c *limitedConn) Close() error { return nil } // nor does it say goodbye
+
+// deafConn reads nothing.
+type deafConn struct{ net.Conn }
+
+func (c *deafConn) Read([]byte) (int, error)    { return 0, errors.New("deaf") }
+func (c *deafConn) Write(p []byte) (int, error) { return c.Conn.Write(p) }
+func (c *deafConn) Close() error                { return nil }
 
 // A certificate that has yet to be obtained (on-demand TLS) holds no place, and
 // its handshake goes on as soon as it is there, before those that only begin.
@@ -404,33 +420,36 @@ func TestClosedInQueue(t *testing.T) {
 // Places that come free at the very moment when those who wait for them give up
 // are not lost.
 func TestAdmissionLosesNoPlace(t *testing.T) {
-	const places = 3
-	s := newGated(places, 0)
-	var holding, refused atomic.Int32
-	var wg sync.WaitGroup
-	for i := range 60 {
-		wg.Go(func() {
-			for j := range 200 {
+	synctest.Test(t, func(t *testing.T) {
+		const places, handshakes = 3, 3000
+		s := newGated(places, 0)
+		var holding, refused atomic.Int32
+		var wg sync.WaitGroup
+		for i := range handshakes {
+			wg.Go(func() {
+				time.Sleep(time.Duration(i/7) * time.Second)
 				_, c := s.connect()
-				c.gate.begin(time.Duration(1+(i+j)%40) * time.Microsecond)
-				if i%10 == 0 {
-					go c.gate.Close()
+				c.gate.begin(time.Duration(1+i%3) * time.Second)
+				if i%11 == 0 {
+					time.AfterFunc(time.Second, func() { c.gate.Close() })
 				}
-				if err := c.gate.enter(j%2 == 0); err != nil {
+				if err := c.gate.enter(i%2 == 0); err != nil {
 					refused.Add(1)
-					c.gate.leave()
-					continue
+					return
 				}
 				if n := holding.Add(1); n > places {
 					t.Errorf("%d at once", n)
 				}
+				time.Sleep(time.Second)
 				holding.Add(-1)
 				c.gate.leave()
 				c.gate.leave()
-			}
-		})
-	}
-	wg.Wait()
-	s.checkFree(t, places)
-	t.Logf("%d of 12000 were refused or closed", refused.Load())
+			})
+		}
+		wg.Wait()
+		s.checkFree(t, places)
+		if n := refused.Load(); n == 0 || n == handshakes {
+			t.Errorf("%d of %d were refused", n, handshakes)
+		}
+	})
 }
