@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 
 	"github.com/caddyserver/caddy/v2"
@@ -49,12 +50,57 @@ func serveStatus(w http.ResponseWriter, r *http.Request) error {
 // keeps them.
 type status struct {
 	Kernel             *ktls.Features    `json:"kernel"`
+	Servers            []serverStatus    `json:"servers"`
 	Connections        []connectionCount `json:"connections"`
 	CurrentConnections int64             `json:"current_connections"`
 	Responses          []responseCount   `json:"responses"`
 	Handshakes         handshakeCount    `json:"handshakes"`
 	Rekeys             map[string]int64  `json:"rekeys"`
 	Last               []lastReason      `json:"last"`
+}
+
+// serverStatus is what holds for the connections of a server with the listener
+// wrapper: defaults are filled in, and what the kernel can't is off.
+type serverStatus struct {
+	Listen           []string `json:"listen"`
+	Usable           bool     `json:"usable"` // false: served as without the wrapper
+	Upgrade          string   `json:"upgrade"`
+	HandshakeTimeout float64  `json:"handshake_timeout"` // seconds; 0: none
+	MaxHandshakes    int      `json:"max_handshakes"`    // 0: no bound
+	ZerocopyRO       bool     `json:"zerocopy_ro"`
+	RecordSize       int      `json:"record_size"`
+	RX               bool     `json:"rx"`
+}
+
+// servers are the listener wrappers of the configuration in use, and during a
+// reload those of the next one.
+var servers wrapperSet
+
+type wrapperSet struct {
+	mu  sync.Mutex
+	all []*ListenerWrapper
+}
+
+func (s *wrapperSet) add(w *ListenerWrapper) {
+	s.mu.Lock()
+	s.all = append(s.all, w)
+	s.mu.Unlock()
+}
+
+func (s *wrapperSet) remove(w *ListenerWrapper) {
+	s.mu.Lock()
+	s.all = slices.DeleteFunc(s.all, func(other *ListenerWrapper) bool { return other == w })
+	s.mu.Unlock()
+}
+
+func (s *wrapperSet) status() []serverStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := []serverStatus{}
+	for _, w := range s.all {
+		list = append(list, w.status())
+	}
+	return list
 }
 
 type connectionCount struct {
@@ -74,8 +120,10 @@ type responseCount struct {
 
 type handshakeCount struct {
 	InFlight int64   `json:"in_flight"`
+	Waiting  int64   `json:"waiting"` // of those in flight
 	Count    int64   `json:"count"`
 	Failed   int64   `json:"failed"`
+	Refused  int64   `json:"refused"` // waited too long; not among Failed
 	Seconds  float64 `json:"seconds"` // time taken by all of Count
 }
 
@@ -96,6 +144,7 @@ func currentStatus() (*status, error) {
 	}
 	s := &status{
 		Kernel:      ktls.Probe(),
+		Servers:     servers.status(),
 		Connections: []connectionCount{},
 		Responses:   []responseCount{},
 		Rekeys:      map[string]int64{},
@@ -116,12 +165,17 @@ func currentStatus() (*status, error) {
 				s.Responses = append(s.Responses, responseCount{l["path"], l["reason"], int64(m.Counter.GetValue()), bytes[[2]string{l["path"], l["reason"]}]})
 			case "caddy_ktls_handshakes_in_flight":
 				s.Handshakes.InFlight = int64(m.Gauge.GetValue())
+			case "caddy_ktls_handshakes_waiting":
+				s.Handshakes.Waiting = int64(m.Gauge.GetValue())
 			case "caddy_ktls_handshake_duration_seconds":
 				n := int64(m.Histogram.GetSampleCount())
 				s.Handshakes.Count += n
 				s.Handshakes.Seconds += m.Histogram.GetSampleSum()
-				if l["result"] == "failed" {
+				switch l["result"] {
+				case "failed":
 					s.Handshakes.Failed += n
+				case "refused":
+					s.Handshakes.Refused += n
 				}
 			case "caddy_ktls_rekeys_total":
 				s.Rekeys[l["result"]] = int64(m.Counter.GetValue())

@@ -1,6 +1,7 @@
 package caddyktls
 
 import (
+	"strconv"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -15,6 +16,10 @@ import (
 //	ktls {
 //	    upgrade           lazy|handshake
 //	    handshake_timeout <duration>
+//	    max_handshakes    <n>
+//	    zerocopy_ro       on|off
+//	    record_size       <bytes>
+//	    rx                on|off
 //	    require
 //	}
 func (w *ListenerWrapper) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
@@ -41,6 +46,32 @@ func (w *ListenerWrapper) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				return d.Errf("handshake_timeout: '%s' is no duration above zero", value)
 			}
 			w.HandshakeTimeout = caddy.Duration(timeout)
+		case "max_handshakes":
+			n, err := parseNumber(d)
+			if err != nil {
+				return err
+			}
+			if n < 1 {
+				return d.Errf("max_handshakes: '%s' is no number above zero", d.Val())
+			}
+			w.MaxHandshakes = n
+		case "record_size":
+			n, err := parseNumber(d)
+			if err != nil {
+				return err
+			}
+			if n < minRecordSize || n > maxRecordSize {
+				return d.Errf("record_size: '%s' is no number of bytes from %d to %d", d.Val(), minRecordSize, maxRecordSize)
+			}
+			w.RecordSize = n
+		case "zerocopy_ro":
+			if err := parseSwitch(d, &w.ZerocopyRO); err != nil {
+				return err
+			}
+		case "rx":
+			if err := parseSwitch(d, &w.RX); err != nil {
+				return err
+			}
 		case "require":
 			if d.NextArg() {
 				return d.ArgErr()
@@ -51,6 +82,37 @@ func (w *ListenerWrapper) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 	}
 	return nil
+}
+
+// parseSwitch parses the one argument, on or off, of an option.
+func parseSwitch(d *caddyfile.Dispenser, to *bool) error {
+	option := d.Val()
+	var value string
+	if !d.AllArgs(&value) {
+		return d.ArgErr()
+	}
+	switch value {
+	case "on":
+		*to = true
+	case "off":
+		*to = false
+	default:
+		return d.Errf("%s: '%s' is neither 'on' nor 'off'", option, value)
+	}
+	return nil
+}
+
+// parseNumber parses the one argument of an option. What is no number is -1.
+func parseNumber(d *caddyfile.Dispenser) (int, error) {
+	var value string
+	if !d.AllArgs(&value) {
+		return 0, d.ArgErr()
+	}
+	n, err := strconv.Atoi(value)
+	if err != nil {
+		return -1, nil
+	}
+	return n, nil
 }
 
 // parseHandler parses the ktls directive; see UnmarshalCaddyfile.

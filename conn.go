@@ -26,6 +26,7 @@ import (
 type conn struct {
 	*ktls.Conn
 	listener *listener
+	gate     *gate           // nil: handshakes have no bound
 	ctx      context.Context // of the connection; set before it is served
 
 	handshakeOnce sync.Once
@@ -103,6 +104,10 @@ func (c *conn) runHandshake() error {
 	begin := time.Now()
 	if l.timeout > 0 {
 		c.Conn.SetDeadline(time.Now().Add(l.timeout))
+	}
+	if c.gate != nil {
+		c.gate.begin(l.timeout)
+		defer c.gate.leave()
 	}
 	err := c.HandshakeContext(c.handshakeContext())
 	countHandshake(begin, err)

@@ -45,12 +45,47 @@ type ListenerWrapper struct {
 	// TLS, that default is all there is.
 	HandshakeTimeout caddy.Duration `json:"handshake_timeout,omitempty"`
 
-	ctx      caddy.Context
-	server   *caddyhttp.Server
-	features *ktls.Features
-	usable   bool
-	logger   *zap.Logger
+	// How many TLS handshakes of this server may compute at once: agree on a
+	// key, sign. Further ones wait in a queue, at most for their
+	// `handshake_timeout` (10 s if handshakes have none), and are then refused:
+	// the connection is closed and counted. A client that is slow to send, or a
+	// certificate that has yet to be obtained, doesn't count. Keeps a flood of
+	// new connections from taking the processors away from those being served.
+	// Default: 0, no bound, as in Caddy without the wrapper; so it is where the
+	// kernel has no TLS.
+	MaxHandshakes int `json:"max_handshakes,omitempty"`
+
+	// Let a network card that encrypts read the files' pages where they lie,
+	// which saves a copy (TLS_TX_ZEROCOPY_RO, Linux 5.19 or newer). Only for
+	// files that are never changed in place: a retransmission of what has
+	// changed meanwhile breaks the connection. Without such a card it has no
+	// effect. Default: false.
+	ZerocopyRO bool `json:"zerocopy_ro,omitempty"`
+
+	// The most content that a TLS record encrypted by the kernel has, in bytes,
+	// from 64 to 16384 (TLS_TX_MAX_PAYLOAD_LEN, Linux 7.2 or newer). Smaller
+	// records cost more processor time, and let a slow client decrypt sooner.
+	// Default: 16384, the protocol's limit.
+	RecordSize int `json:"record_size,omitempty"`
+
+	// Let the kernel decrypt as well what clients send. A file server gains
+	// nothing by it. Default: false, Go decrypts.
+	RX bool `json:"rx,omitempty"`
+
+	ctx       caddy.Context
+	server    *caddyhttp.Server
+	features  *ktls.Features
+	usable    bool
+	admission *admission
+	logger    *zap.Logger
 }
+
+// Limits of ListenerWrapper.RecordSize, those of the kernel
+// (Documentation/networking/tls.rst).
+const (
+	minRecordSize = 64
+	maxRecordSize = 16384
+)
 
 // Values of ListenerWrapper.Upgrade.
 const (
@@ -80,6 +115,12 @@ func (w *ListenerWrapper) Provision(ctx caddy.Context) error {
 	if w.HandshakeTimeout < 0 {
 		return fmt.Errorf("handshake_timeout: %s is negative", time.Duration(w.HandshakeTimeout))
 	}
+	if w.MaxHandshakes < 0 {
+		return fmt.Errorf("max_handshakes: %d is negative", w.MaxHandshakes)
+	}
+	if w.RecordSize != 0 && (w.RecordSize < minRecordSize || w.RecordSize > maxRecordSize) {
+		return fmt.Errorf("record_size: %d isn't from %d to %d", w.RecordSize, minRecordSize, maxRecordSize)
+	}
 	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	if !ok {
 		return errors.New("the ktls listener wrapper works in servers of the http app only")
@@ -99,13 +140,18 @@ func (w *ListenerWrapper) Provision(ctx caddy.Context) error {
 	}
 	switch {
 	case remedy == "":
+		if err := w.dropUnsupported(); err != nil {
+			return err
+		}
 		w.usable = true
+		w.admission = newAdmission(w.MaxHandshakes)
 		server.RegisterConnContext(connContext)
-		w.logger.Info("kernel TLS on",
+		w.logger.Info("kernel TLS on", append([]zap.Field{
 			zap.Strings("listen", server.Listen),
 			zap.String("kernel", w.features.Kernel),
 			zap.String("upgrade", w.Upgrade),
-			zap.Strings("transmit", transmits(w.features)))
+			zap.Strings("transmit", transmits(w.features))},
+			w.settings()...)...)
 	case w.Require:
 		return fmt.Errorf("require: no usable kernel TLS: %s", remedy)
 	default:
@@ -114,7 +160,69 @@ func (w *ListenerWrapper) Provision(ctx caddy.Context) error {
 			zap.String("kernel", w.features.Kernel),
 			zap.String("remedy", remedy))
 	}
+	servers.add(w)
 	return nil
+}
+
+// Cleanup is called when the configuration is no longer used.
+func (w *ListenerWrapper) Cleanup() error {
+	servers.remove(w)
+	return nil
+}
+
+// dropUnsupported turns off the options that this kernel has no means for, with
+// a warning for each. With `require` they are errors.
+func (w *ListenerWrapper) dropUnsupported() error {
+	drop := func(option, can string, answer ktls.Answer) error {
+		if w.Require {
+			return fmt.Errorf("require: %s: this kernel can't %s: %s", option, can, answer)
+		}
+		w.logger.Warn("option has no effect with this kernel",
+			zap.Strings("listen", w.server.Listen),
+			zap.String("option", option),
+			zap.String("kernel", w.features.Kernel),
+			zap.String("remedy", "remove the option, or run a kernel that can "+can),
+			zap.Stringer("answer", answer))
+		return nil
+	}
+	if a := w.features.ZerocopyRO; w.ZerocopyRO && a.Support != ktls.Yes {
+		w.ZerocopyRO = false
+		if err := drop("zerocopy_ro", "let network cards read file pages (Linux 5.19)", a); err != nil {
+			return err
+		}
+	}
+	if a := w.features.MaxPayloadLen; w.RecordSize != 0 && a.Support != ktls.Yes {
+		w.RecordSize = 0
+		if err := drop("record_size", "set the size of records (Linux 7.2)", a); err != nil {
+			return err
+		}
+	}
+	if w.RX && len(receives(w.features)) == 0 {
+		w.RX = false
+		return drop("rx", "decrypt (Linux 4.17, TLS 1.3 from 6.0 on)", w.features.RX[ktls.Combinations()[0]])
+	}
+	return nil
+}
+
+// settings are the options that were set and differ from Caddy's own ways.
+func (w *ListenerWrapper) settings() []zap.Field {
+	var set []zap.Field
+	if w.HandshakeTimeout != 0 {
+		set = append(set, zap.Duration("handshake_timeout", time.Duration(w.HandshakeTimeout)))
+	}
+	if w.MaxHandshakes != 0 {
+		set = append(set, zap.Int("max_handshakes", w.MaxHandshakes))
+	}
+	if w.ZerocopyRO {
+		set = append(set, zap.Bool("zerocopy_ro", true))
+	}
+	if w.RecordSize != 0 {
+		set = append(set, zap.Int("record_size", w.RecordSize))
+	}
+	if w.RX {
+		set = append(set, zap.Strings("receive", receives(w.features)))
+	}
+	return set
 }
 
 // afterTLS refuses a wrapper that stands before TLS, where it would see
@@ -144,10 +252,16 @@ func afterTLS(wrappers []json.RawMessage) error {
 }
 
 // transmits lists what the kernel can encrypt.
-func transmits(f *ktls.Features) []string {
+func transmits(f *ktls.Features) []string { return those(f.CanTX) }
+
+// receives lists what the kernel can decrypt.
+func receives(f *ktls.Features) []string { return those(f.CanRX) }
+
+// those lists the versions and ciphers of crypto/tls that the kernel can.
+func those(can func(version uint16, c ktls.Cipher) bool) []string {
 	var s []string
 	for _, c := range ktls.Combinations() {
-		if c.Cipher != ktls.AES128CCM && f.CanTX(c.Version, c.Cipher) { // crypto/tls has no CCM
+		if c.Cipher != ktls.AES128CCM && can(c.Version, c.Cipher) { // crypto/tls has no CCM
 			s = append(s, c.String())
 		}
 	}
@@ -172,12 +286,19 @@ func (w *ListenerWrapper) WrapListener(ln net.Listener) net.Listener {
 		Listener: raw,
 		config:   ktls.ServerConfig(w.server.TLSConnPolicies.TLSConfig(w.ctx)),
 		timeout:  w.handshakeTimeout(),
+		admit:    w.admission,
 		logger:   w.logger,
+	}
+	if l.admit != nil {
+		admitted(l.config)
 	}
 	l.opts = &ktls.Options{
 		Features:           w.features,
 		UpgradeAtHandshake: w.Upgrade == upgradeHandshake,
 		Below:              belowConn,
+		ZerocopyRO:         w.ZerocopyRO,
+		RecordSize:         w.RecordSize,
+		RX:                 w.RX,
 		OnUpgrade:          l.upgraded,
 	}
 	return l
@@ -197,12 +318,30 @@ func (w *ListenerWrapper) handshakeTimeout() time.Duration {
 	return d
 }
 
+// status is what GET /ktls/ of the admin API tells of the wrapper.
+func (w *ListenerWrapper) status() serverStatus {
+	s := serverStatus{
+		Listen:           w.server.Listen,
+		Usable:           w.usable,
+		Upgrade:          w.Upgrade,
+		HandshakeTimeout: w.handshakeTimeout().Seconds(),
+	}
+	if w.usable {
+		s.MaxHandshakes, s.ZerocopyRO, s.RecordSize, s.RX = w.MaxHandshakes, w.ZerocopyRO, w.RecordSize, w.RX
+		if s.RecordSize == 0 {
+			s.RecordSize = maxRecordSize
+		}
+	}
+	return s
+}
+
 // listener accepts connections below TLS and makes them ours.
 type listener struct {
 	net.Listener
 	config  *tls.Config
 	opts    *ktls.Options
 	timeout time.Duration
+	admit   *admission // nil: no bound
 	logger  *zap.Logger
 }
 
@@ -213,7 +352,13 @@ func (l *listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &conn{Conn: ktls.Server(raw, l.config, l.opts), listener: l}, nil
+	c := &conn{listener: l}
+	if l.admit != nil {
+		c.gate = &gate{Conn: raw, to: l.admit}
+		raw = c.gate
+	}
+	c.Conn = ktls.Server(raw, l.config, l.opts)
+	return c, nil
 }
 
 // upgraded counts and logs how an upgrade went.
@@ -257,9 +402,12 @@ func knowsTLSListener() bool {
 	return belowTLS(tls.NewListener(raw, new(tls.Config))) == net.Listener(raw)
 }
 
-// belowConn knows the connections of Caddy's own listener wrappers that pass on
-// unchanged what is written to them.
+// belowConn knows our own gate and the connections of Caddy's own listener
+// wrappers that pass on unchanged what is written to them.
 func belowConn(c net.Conn) net.Conn {
+	if g, ok := c.(*gate); ok {
+		return g.Conn
+	}
 	switch typeName(c) {
 	case "*github.com/pires/go-proxyproto.Conn": // listener wrapper proxy_protocol
 		if r, ok := c.(interface{ Raw() net.Conn }); ok {
@@ -334,6 +482,7 @@ func (c *conn) handshakeContext() context.Context {
 var (
 	_ caddy.Module          = (*ListenerWrapper)(nil)
 	_ caddy.Provisioner     = (*ListenerWrapper)(nil)
+	_ caddy.CleanerUpper    = (*ListenerWrapper)(nil)
 	_ caddy.ListenerWrapper = (*ListenerWrapper)(nil)
 	_ caddyfile.Unmarshaler = (*ListenerWrapper)(nil)
 )

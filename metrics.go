@@ -24,6 +24,7 @@ var metrics = struct {
 	responses   *prometheus.CounterVec
 	bytes       *prometheus.CounterVec
 	inFlight    prometheus.Gauge
+	waiting     prometheus.Gauge
 	handshakes  *prometheus.HistogramVec
 	rekeys      *prometheus.CounterVec
 }{
@@ -47,9 +48,13 @@ var metrics = struct {
 		Namespace: "caddy", Subsystem: "ktls", Name: "handshakes_in_flight",
 		Help: "TLS handshakes under way.",
 	}),
+	waiting: prometheus.NewGauge(prometheus.GaugeOpts{
+		Namespace: "caddy", Subsystem: "ktls", Name: "handshakes_waiting",
+		Help: "TLS handshakes under way that wait in the queue of max_handshakes.",
+	}),
 	handshakes: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Namespace: "caddy", Subsystem: "ktls", Name: "handshake_duration_seconds",
-		Help:    "Duration of TLS handshakes, waiting for the client included, by result (ok, failed).",
+		Help:    "Duration of TLS handshakes, waiting for the client and in the queue of max_handshakes included, by result (ok, failed, refused: too long in that queue).",
 		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 	}, []string{"result"}),
 	rekeys: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -60,7 +65,7 @@ var metrics = struct {
 
 func collectors() []prometheus.Collector {
 	return []prometheus.Collector{metrics.connections, metrics.current, metrics.responses, metrics.bytes,
-		metrics.inFlight, metrics.handshakes, metrics.rekeys}
+		metrics.inFlight, metrics.waiting, metrics.handshakes, metrics.rekeys}
 }
 
 // registerMetrics adds the collectors to a configuration's registry. Several
@@ -114,7 +119,10 @@ func versionLabel(v uint16) string {
 // countHandshake counts a handshake that began at begin.
 func countHandshake(begin time.Time, err error) {
 	result := "ok"
-	if err != nil {
+	switch {
+	case errors.Is(err, errNotAdmitted):
+		result = "refused"
+	case err != nil:
 		result = "failed"
 	}
 	metrics.handshakes.WithLabelValues(result).Observe(time.Since(begin).Seconds())

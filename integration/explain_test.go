@@ -47,8 +47,21 @@ type apiStatus struct {
 		Path, Reason string
 		Count, Bytes int64
 	}
-	Handshakes struct{ Count, Failed int64 }
+	Handshakes struct{ Waiting, Count, Failed, Refused int64 }
+	Servers    []serverStatus
 	Last       []struct{ What, Reason string }
+}
+
+// serverStatus is a server's settings there.
+type serverStatus struct {
+	Listen           []string
+	Usable           bool
+	Upgrade          string
+	HandshakeTimeout float64 `json:"handshake_timeout"`
+	MaxHandshakes    int     `json:"max_handshakes"`
+	ZerocopyRO       bool    `json:"zerocopy_ro"`
+	RecordSize       int     `json:"record_size"`
+	RX               bool
 }
 
 func (c *caddy) status(t *testing.T) (s apiStatus) {

@@ -44,6 +44,22 @@ type Options struct {
 	// records would bypass it. Default: nil, only a *net.TCPConn itself will do.
 	Below func(net.Conn) net.Conn
 
+	// ZerocopyRO lets a network card that encrypts read file pages where they
+	// lie (TLS_TX_ZEROCOPY_RO, Linux 5.19): saves a copy in sendfile. Files must
+	// then not change in place while they are sent, or a retransmission doesn't
+	// verify. Without such a card it has no effect. Default: false.
+	ZerocopyRO bool
+
+	// RecordSize is the most content, in bytes, that a record of the kernel's
+	// has (TLS_TX_MAX_PAYLOAD_LEN, Linux 7.2; Documentation/networking/tls.rst).
+	// From 64 to 16384, and only where Features.MaxPayloadLen says yes. Default:
+	// 0, the protocol's limit of 16384.
+	RecordSize int
+
+	// RX moves the receiving side into the kernel too, where it takes the keys
+	// for that (TLS_RX). Default: false, crypto/tls goes on receiving.
+	RX bool
+
 	// OnUpgrade, if not nil, is told once per connection how its upgrade went.
 	// err is nil or an *[UpgradeError]. It is called with the connection's
 	// write lock held and must neither write to the connection nor close it.
