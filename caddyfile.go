@@ -128,6 +128,8 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //
 //	ktls [<matcher>] [off] {
 //	    min_size <size>
+//	    chunk    <size>
+//	    http2    on|off
 //	    allow_fs <names...>
 //	    deny_fs  <names...>
 //	}
@@ -154,6 +156,26 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				return d.Errf("min_size: '%s' is no size above zero", value)
 			}
 			h.MinSize = int64(size)
+		case "chunk":
+			var value string
+			if !d.AllArgs(&value) {
+				return d.ArgErr()
+			}
+			size, err := humanize.ParseBytes(value)
+			if err != nil || size < minChunk || size > maxChunk {
+				return d.Errf("chunk: '%s' is no size from %s to %s", value, humanize.IBytes(minChunk), humanize.IBytes(maxChunk))
+			}
+			h.Chunk = int64(size)
+		case "http2":
+			var value string
+			if !d.AllArgs(&value) {
+				return d.ArgErr()
+			}
+			if value != "on" && value != "off" {
+				return d.Errf("http2: '%s' is neither 'on' nor 'off'", value)
+			}
+			on := value == "on"
+			h.HTTP2 = &on
 		case "allow_fs", "deny_fs":
 			names := d.RemainingArgs()
 			if len(names) == 0 {

@@ -78,6 +78,12 @@ func TestCaddyfileErrors(t *testing.T) {
 		"handler, min_size twice":         {handler("ktls {\n\t\tmin_size 1 2\n\t}"), "unexpected line ending after '1', at Caddyfile:3"},
 		"handler, allow_fs":               {handler("ktls {\n\t\tallow_fs nsf\n\t}"), "allow_fs: 'nsf' is no file system known here, at Caddyfile:3"},
 		"handler, deny_fs without names":  {handler("ktls {\n\t\tdeny_fs\n\t}"), "unexpected line ending after 'deny_fs', at Caddyfile:3"},
+		"handler, chunk":                  {handler("ktls {\n\t\tchunk some\n\t}"), "chunk: 'some' is no size from 64 KiB to 2.0 MiB, at Caddyfile:3"},
+		"handler, chunk small":            {handler("ktls {\n\t\tchunk 65535\n\t}"), "chunk: '65535' is no size from 64 KiB to 2.0 MiB, at Caddyfile:3"},
+		"handler, chunk large":            {handler("ktls {\n\t\tchunk 2049KiB\n\t}"), "chunk: '2049KiB' is no size from 64 KiB to 2.0 MiB, at Caddyfile:3"},
+		"handler, chunk of nothing":       {handler("ktls {\n\t\tchunk\n\t}"), "unexpected line ending after 'chunk', at Caddyfile:3"},
+		"handler, http2":                  {handler("ktls {\n\t\thttp2 no\n\t}"), "http2: 'no' is neither 'on' nor 'off', at Caddyfile:3"},
+		"handler, http2 twice":            {handler("ktls {\n\t\thttp2 on off\n\t}"), "unexpected line ending after 'on', at Caddyfile:3"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, _, err := adapt(test.input)

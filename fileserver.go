@@ -44,13 +44,25 @@ type Handler struct {
 	// Default: 131072.
 	MinSize int64 `json:"min_size,omitempty"`
 
+	// How much of a file is sent with one write, in bytes, from 65536 to
+	// 2097152. Each write costs a walk through the handlers' writers, so that
+	// small ones cost more; time-outs don't depend on it. Where a server has a
+	// `write_min_rate`, it is at most its `max_write_chunk`. Default: 2097152.
+	Chunk int64 `json:"chunk,omitempty"`
+
+	// Whether HTTP/2 responses may use the kernel at all. If false, they are
+	// sent as without this module, and no connection is moved into the kernel
+	// for their sake; the wrapper's `upgrade handshake` moves it all the same.
+	// Default: true.
+	HTTP2 *bool `json:"http2,omitempty"`
+
 	// File systems to send from that are not trusted by default, by their
 	// names in mount(8); `unknown` for those without a name here. Trusted by
 	// default are local ones. Not trusted, because their pages come and go by
 	// the will of another machine or process, are fuse, nfs, cifs, smb3, smbfs,
 	// vboxsf, vmhgfs, 9p, afs, kafs, ceph, lustre, gfs2, ocfs2, orangefs, coda,
-	// gpfs, ecryptfs and unknown ones. An overlay counts as local: what lies
-	// below it can't be told.
+	// gpfs, ecryptfs and unknown ones. An overlay counts as local: what its
+	// layers lie on can't be told. If that is one of these, deny `overlay`.
 	AllowFS []string `json:"allow_fs,omitempty"`
 
 	// File systems not to send from, although they are trusted by default.
@@ -90,8 +102,20 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.MinSize == 0 {
 		h.MinSize = defaultMinSize
 	}
+	if h.Chunk == 0 {
+		h.Chunk = maxChunk
+	}
+	if h.Chunk < minChunk || h.Chunk > maxChunk {
+		return fmt.Errorf("chunk: %d is not between %d and %d", h.Chunk, minChunk, maxChunk)
+	}
 	if err := checkFileSystems(h.AllowFS, h.DenyFS); err != nil {
 		return err
+	}
+	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
+		return fmt.Errorf("registering metrics: %w", err)
+	}
+	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok && !h.Off {
+		pairs.handler(ctx, server, h.logger)
 	}
 	ktls.Probe() // not with the first request
 	if err := standInWorks(); err != nil {
@@ -158,6 +182,8 @@ func (h *Handler) eligible(r *http.Request) (*conn, string) {
 		return nil, reasonNotWrapped
 	case r.Method != http.MethodGet || clientMethod(r) != http.MethodGet:
 		return nil, reasonMethod
+	case r.ProtoMajor == 2 && h.HTTP2 != nil && !*h.HTTP2:
+		return nil, reasonHTTP2
 	case r.ProtoMajor == 2:
 		return c, reasonHTTP2
 	case standInWorks() != nil:
@@ -186,11 +212,14 @@ type responseWriter struct {
 
 	wroteHeader bool
 	wroteBody   bool
-	length      int64 // Content-Length that went out; -1 if there is none
-	typed       bool  // Content-Type is settled
-	sent        int64 // bytes sent by sendfile
-	cut         bool  // the connection was ended within the body
-	copied      int64 // bytes sent the plain way
+	multiRange  bool   // a multipart/byteranges response
+	length      int64  // Content-Length that went out; -1 if there is none
+	promised    string // the first Content-Length that was in the header
+	withdrawn   bool   // it was changed or removed again
+	typed       bool   // Content-Type is settled
+	sent        int64  // bytes sent by sendfile
+	cut         bool   // the connection was ended within the body
+	copied      int64  // bytes sent the plain way
 }
 
 // MarshalLogObject is the access log's view of the response.
@@ -209,7 +238,10 @@ func (w *responseWriter) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 const currentVar = "github.com/caddy-ktls/caddy-ktls.current"
 
 // current is the value of currentVar.
-type current struct{ w *responseWriter }
+type current struct {
+	w    *responseWriter
+	conn *conn // of the request; nil if it isn't ours
+}
 
 // answerPlaceholders makes w the one that {http.ktls.*} tell of.
 func (w *responseWriter) answerPlaceholders(r *http.Request) {
@@ -222,7 +254,8 @@ func (w *responseWriter) answerPlaceholders(r *http.Request) {
 	if !ok {
 		return
 	}
-	c := &current{w}
+	own, _ := ctx.Value(connKey{}).(*conn)
+	c := &current{w, own}
 	caddyhttp.SetVar(ctx, currentVar, c)
 	repl.Map(c.placeholder)
 }
@@ -237,7 +270,7 @@ func (c *current) placeholder(key string) (any, bool) {
 	path, reason := c.w.outcome()
 	switch name {
 	case "offloaded":
-		return c.w.conn != nil && c.w.conn.Offloaded(), true
+		return c.conn != nil && c.conn.Offloaded(), true
 	case "path":
 		return path, true
 	case "reason":
@@ -256,9 +289,42 @@ func (w *responseWriter) outcome() (path, reason string) {
 	case w.reason != "":
 		return pathPlain, w.reason
 	case w.wroteBody:
-		return pathPlain, reasonNotFile
+		return pathPlain, w.noFile()
 	}
 	return pathPlain, reasonNoBody
+}
+
+// noFile tells the kinds of bodies that arrive as something else than a file.
+func (w *responseWriter) noFile() string {
+	switch {
+	case w.withdrawn:
+		return reasonTransformed
+	case w.multiRange:
+		return reasonMultiRange
+	}
+	return reasonNotFile
+}
+
+// Header watches Content-Length. Who answers with a body of known length puts it
+// there before anything is written; who makes another body of that one, as
+// `encode` and `templates` do, must take it out or change it.
+func (w *responseWriter) Header() http.Header {
+	h := w.ResponseWriterWrapper.Header()
+	if !w.wroteHeader && w.reason == "" {
+		w.watchLength(h)
+	}
+	return h
+}
+
+func (w *responseWriter) watchLength(h http.Header) {
+	length := ""
+	if v := h["Content-Length"]; len(v) > 0 {
+		length = v[0]
+	}
+	if w.promised == "" {
+		w.promised = length
+	}
+	w.withdrawn = w.withdrawn || length != w.promised
 }
 
 // WriteHeader looks at the header as net/http got it: writers below may change
@@ -272,8 +338,12 @@ func (w *responseWriter) WriteHeader(status int) {
 	if w.conn == nil {
 		return
 	}
-	h := w.Header()
-	_, w.typed = h["Content-Type"]
+	h := w.ResponseWriterWrapper.Header()
+	w.watchLength(h)
+	contentType, typed := h["Content-Type"]
+	w.typed = typed
+	w.multiRange = status == http.StatusPartialContent && len(contentType) > 0 &&
+		strings.HasPrefix(contentType[0], "multipart/byteranges")
 	if status == http.StatusNoContent || status == http.StatusNotModified || h.Get("Transfer-Encoding") != "" {
 		return
 	}
@@ -328,7 +398,7 @@ func (w *responseWriter) plan(r io.Reader) *sending {
 	}
 	file, limits := unwrapFile(r)
 	if file == nil {
-		return refuse(reasonNotFile)
+		return refuse(w.noFile())
 	}
 	n := remaining(limits)
 	if w.http2 {
@@ -496,7 +566,7 @@ type idleWriter struct {
 // Where a minimum rate is set their own chunks stay: it counts by them. It
 // returns how much to write at once, and what undoes it.
 func (s *sending) raiseChunk() (limit int64, restore func()) {
-	limit = chunk
+	limit = s.w.handler.Chunk
 	for _, w := range s.idle {
 		if w.Deadline.MinRate > 0 {
 			limit = max(min(limit, w.chunk), minStandIn)

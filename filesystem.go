@@ -26,8 +26,11 @@ var fileSystems = []fileSystem{
 	{0xCA451A4E, "bcachefs", true},
 	{0x01021994, "tmpfs", true},
 	{0x858458F6, "ramfs", true},
-	// The file system under an overlay doesn't show; what it hands out are
-	// pages of files that only root can exchange for remote ones.
+	// What an overlay's layers lie on doesn't show. statfs and fstat answer for
+	// the overlay; /proc/self/mountinfo has the layers' paths, but those that
+	// mount(2) was given, in the mount namespace (and, if they are relative, the
+	// working directory) of whoever mounted it: in a container they lead nowhere,
+	// or somewhere else.
 	{0x794C7630, "overlay", true},
 	{0x73717368, "squashfs", true},
 	{0xE0F5E1E2, "erofs", true},

@@ -129,6 +129,7 @@ func (w *ListenerWrapper) Provision(ctx caddy.Context) error {
 		return err
 	}
 	w.server = server
+	pairs.wrapper(ctx, server)
 
 	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
@@ -282,6 +283,7 @@ func (w *ListenerWrapper) WrapListener(ln net.Listener) net.Listener {
 		}
 		return ln
 	}
+	pairs.serving(w.server, w.logger)
 	l := &listener{
 		Listener: raw,
 		config:   ktls.ServerConfig(w.server.TLSConnPolicies.TLSConfig(w.ctx)),

@@ -12,13 +12,15 @@ const (
 const (
 	reasonDisabled     = "disabled"        // `ktls off`
 	reasonNotWrapped   = "not_wrapped"     // not a connection of the listener wrapper
-	reasonHTTP2        = "http2_off"       // HTTP/2: the kernel encrypts large files, but Caddy reads them
+	reasonHTTP2        = "http2_off"       // HTTP/2: the kernel encrypts large files unless `http2 off`, but Caddy reads them
 	reasonMethod       = "method"          // not GET
 	reasonNoBody       = "no_body"         // nothing was written, as with status 304
 	reasonChunked      = "chunked"         // no Content-Length
 	reasonLength       = "length"          // Content-Length isn't what was written and the file part together
 	reasonNoType       = "no_content_type" // net/http would look at the body to find one
-	reasonNotFile      = "not_a_file"      // not an *os.File, or not a regular one, or O_DIRECT
+	reasonMultiRange   = "multi_range"     // multipart/byteranges: pieces of a file with lines between them
+	reasonTransformed  = "transformed"     // no file, and the header has another Content-Length than it had once, or none
+	reasonNotFile      = "not_a_file"      // not an *os.File (a body that is generated or was copied), or not a regular one, or O_DIRECT
 	reasonTooSmall     = "too_small"       // below min_size
 	reasonShortFile    = "short_file"      // the file is shorter than promised
 	reasonCut          = "cut"             // path sendfile, but the connection ended within the body

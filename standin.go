@@ -11,10 +11,14 @@ import (
 	"time"
 )
 
-// chunk is how much of a file is sent with one write, in bytes: large, because
-// each costs a walk through the chain of writers; not larger, because it bounds
-// how long one write takes.
-const chunk = 2 << 20
+// minChunk and maxChunk bound how much of a file is sent with one write, in
+// bytes: large, because each costs a walk through the chain of writers; not
+// larger, because the stand-in counts as used memory with Go's collector, and at
+// 2 MiB that walk is less than a thousandth of the write.
+const (
+	minChunk = 64 << 10
+	maxChunk = 2 << 20
+)
 
 // minStandIn is the least number of stand-in bytes in one write, in bytes.
 // net/http copies what fits its buffers (4 KiB), and a copy isn't recognized.
@@ -22,7 +26,7 @@ const minStandIn = 8 << 10
 
 // standIn is what is written through the chain of writers in the place of a
 // file's bytes. It is never read from or written to, so it takes no memory.
-var standIn = make([]byte, chunk+minStandIn)
+var standIn = make([]byte, maxChunk+minStandIn)
 
 // isStandIn reports whether p is a part of standIn itself, not a copy.
 func isStandIn(p []byte) bool {
@@ -47,7 +51,7 @@ var standInWorks = sync.OnceValue(func() error {
 	defer client.Close()
 	rec := &standInRecorder{Conn: server}
 	ln := &oneListener{conn: rec, done: make(chan struct{})}
-	sizes := []int64{chunk, minStandIn}
+	sizes := []int64{maxChunk, minStandIn}
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", strconv.FormatInt(sizes[0]+sizes[1], 10))
 		w.WriteHeader(http.StatusOK)

@@ -36,7 +36,7 @@ func TestStandInStaysZero(t *testing.T) {
 // The steps cover the body exactly, fit the stand-in bytes, and none is so
 // small that net/http would copy it.
 func TestNextStandInCoversTheBody(t *testing.T) {
-	for _, limit := range []int64{minStandIn, 64 << 10, chunk} {
+	for _, limit := range []int64{minStandIn, minChunk, maxChunk} {
 		for _, n := range []int64{minStandIn, minStandIn + 1, limit - 1, limit, limit + 1, limit + minStandIn - 1,
 			limit + minStandIn, 3 * limit, 3*limit + 1, 5*limit + minStandIn - 1, 64 << 20} {
 			if n < minStandIn {

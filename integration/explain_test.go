@@ -220,22 +220,3 @@ func TestKTLSPlaceholders(t *testing.T) {
 		t.Errorf("%+v in %s", got, l.raw)
 	}
 }
-
-// TestFileSystems: nothing is sent from a file system that isn't trusted.
-func TestFileSystems(t *testing.T) {
-	const all = "ext4 xfs btrfs f2fs zfs tmpfs overlay hostfs"
-	c := start(t, listener{wrappers: "ktls", sites: []site{
-		{body: plainFiles(www, "ktls {", "min_size 1", "deny_fs "+all, "}")},
-		{host: "allowed.localhost", body: files()},
-	}})
-	client := c.goClient(t, 0, "h1")
-	client.get(t, c.url(0, "/"+medium.name)).isFile(t, medium)
-	if l := c.tookPlain(t, "/"+medium.name, ""); kernel.ulp {
-		name, ok := strings.CutPrefix(l.KTLS.Reason, "filesystem:")
-		if !ok || !strings.Contains(all, name) {
-			t.Errorf("reason %q", l.KTLS.Reason)
-		}
-	}
-	client.get(t, c.urlOf(0, 1, "/"+medium.name+"?1")).isFile(t, medium)
-	c.tookFile(t, "/"+medium.name+"?1", medium.size)
-}

@@ -46,20 +46,6 @@ func TestOffForAPart(t *testing.T) {
 	}
 }
 
-// TestCutBody: a body that could not be sent to its end is told from one that was.
-func TestCutBody(t *testing.T) {
-	if !kernel.ulp {
-		t.Skip("nothing is sent by sendfile here")
-	}
-	c := start(t, listener{wrappers: "ktls"})
-	d := c.stalled(t, 0, "/"+large.name)
-	d.tcp.SetLinger(0)
-	d.tcp.Close()
-	if l := c.response(t, "/"+large.name); l.KTLS == nil || l.KTLS.Path != "sendfile" || l.KTLS.Reason != "cut" || l.KTLS.Sent >= large.size {
-		t.Errorf("want a cut response by sendfile: %s", l.raw)
-	}
-}
-
 // TestHTTP2ProhibitedCipher: the HTTP/2 server refuses TLS 1.2 without ephemeral
 // keys or AEAD on a *tls.Conn only; behind the wrapper it is refused all the same.
 func TestHTTP2ProhibitedCipher(t *testing.T) {

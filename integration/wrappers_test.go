@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -83,11 +84,7 @@ func TestUnixSocket(t *testing.T) {
 			c := start(t, listener{wrappers: "ktls {\n\tupgrade " + upgrade + "\n}", bind: socket})
 			check := countUpgrades(t)
 			for _, proto := range []string{"h1", "h2"} {
-				client := c.goClient(t, 0, proto, func(tr *http.Transport) {
-					tr.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-						return new(net.Dialer).DialContext(ctx, "unix", socket[len("unix/"):])
-					}
-				})
+				client := c.goClient(t, 0, proto, func(tr *http.Transport) { tr.DialContext = dialUnix(socket) })
 				uri := "/" + medium.name + "?" + proto
 				client.get(t, c.url(0, uri)).isFile(t, medium)
 				reason := "not_tcp"
@@ -98,6 +95,13 @@ func TestUnixSocket(t *testing.T) {
 			}
 			check(t, 0)
 		})
+	}
+}
+
+// dialUnix dials the Unix socket with this Caddy address.
+func dialUnix(address string) func(ctx context.Context, _, _ string) (net.Conn, error) {
+	return func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", strings.TrimPrefix(address, "unix/"))
 	}
 }
 

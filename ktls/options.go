@@ -24,19 +24,6 @@ type Options struct {
 	// GB, and 2^48 for ChaCha20-Poly1305. At least 16.
 	KeyLimit uint64
 
-	// RecordSize is the most that a record sent by the kernel carries, in bytes
-	// (TLS_TX_MAX_PAYLOAD_LEN; in TLS 1.3 the byte with the content's type counts).
-	// Left as it is where the kernel has no such option. Default: 16384.
-	RecordSize int
-
-	// ZerocopyRO lets a network card that encrypts send file pages without
-	// copying them first (TLS_TX_ZEROCOPY_RO). Files must not change in place
-	// while they are sent: a retransmission would not verify. Default: false.
-	ZerocopyRO bool
-
-	// RX lets the kernel decrypt too. Default: false, crypto/tls reads.
-	RX bool
-
 	// Below returns the connection under a wrapper that passes every byte on
 	// unchanged, or nil if it doesn't know the wrapper. It is how a TCP socket
 	// is found under, say, a PROXY protocol connection. A wrapper that changes
