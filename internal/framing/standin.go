@@ -1,0 +1,117 @@
+package framing
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/binary"
+	"sync"
+	"sync/atomic"
+)
+
+// MaxStandIn is the most stand-in bytes that StandIn returns at once.
+const MaxStandIn = 1 << 20
+
+const (
+	blockLen = 16
+
+	// defaultStandIn is how large the buffer is made at first, in bytes.
+	defaultStandIn = 144 << 10
+
+	// verifyLen is how many bytes are compared at a time: few enough that those
+	// of the buffer stay in the first-level cache.
+	verifyLen = 4 << 10
+
+	// minRecognized is the least number of bytes that are taken for stand-in
+	// bytes by their look alone: other bytes look so once in 2^60 times.
+	minRecognized = 8
+)
+
+// block repeated is what stand-in bytes are: random, so that no content looks
+// like it, and another in each process, so that nobody can make such content.
+var block = sync.OnceValue(func() (b [blockLen]byte) {
+	for bytes.Equal(b[:blockLen/2], b[blockLen/2:]) { // no shorter period
+		rand.Read(b[:])
+	}
+	return b
+})
+
+// standIns holds the buffer in use. Buffers are never written to once they are
+// in here.
+var (
+	standIns atomic.Pointer[[]byte]
+	growing  sync.Mutex
+)
+
+// StandIn returns n stand-in bytes for a body's bytes from position pos on,
+// counted from the first announced; at most MaxStandIn. They must not be
+// written to.
+func StandIn(pos int64, n int) []byte {
+	n = min(n, MaxStandIn)
+	phase := int(pos % blockLen)
+	buf := standIns.Load()
+	if buf == nil || len(*buf) < phase+n {
+		buf = growStandIns(n)
+	}
+	return (*buf)[phase : phase+n : phase+n]
+}
+
+func growStandIns(n int) *[]byte {
+	growing.Lock()
+	defer growing.Unlock()
+	if buf := standIns.Load(); buf != nil && len(*buf) >= n+blockLen {
+		return buf
+	}
+	b := block()
+	buf := bytes.Repeat(b[:], (max(n, defaultStandIn)+blockLen-1)/blockLen+1)
+	standIns.Store(&buf)
+	return &buf
+}
+
+// isStandIn reports whether p are the stand-in bytes for position pos on.
+func isStandIn(p []byte, pos int64) bool {
+	for len(p) > 0 {
+		n := min(len(p), verifyLen)
+		if !bytes.Equal(p[:n], StandIn(pos, n)) {
+			return false
+		}
+		p, pos = p[n:], pos+int64(n)
+	}
+	return true
+}
+
+// rotations are the first 8 stand-in bytes at each phase, and which first bytes
+// these have.
+var rotations = sync.OnceValue(func() *rotationTable {
+	t := new(rotationTable)
+	b := block()
+	twice := append(b[:], b[:]...)
+	for phase := range t.words {
+		t.words[phase] = binary.LittleEndian.Uint64(twice[phase:])
+		t.first[twice[phase]] = true
+	}
+	return t
+})
+
+type rotationTable struct {
+	words [blockLen]uint64
+	first [256]bool
+}
+
+// looksLikeStandIn reports whether p, the first bytes of something, are stand-in
+// bytes of any position. It says no to fewer than minRecognized.
+func looksLikeStandIn(p []byte) bool {
+	if len(p) < minRecognized {
+		return false
+	}
+	t := rotations()
+	if !t.first[p[0]] {
+		return false
+	}
+	word := binary.LittleEndian.Uint64(p)
+	for phase, w := range t.words {
+		if w == word && isStandIn(p, int64(phase)) {
+			return true
+		}
+	}
+	return false
+}
