@@ -52,7 +52,7 @@ func chain(t *testing.T, wrap func(http.ResponseWriter) http.ResponseWriter) (id
 	t.Helper()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var writers []idleWriter
-		writers, unknown = writersBelow(wrap(w))
+		_, writers, unknown = writersBelow(wrap(w))
 		idle = len(writers)
 	}))
 	defer srv.Close()

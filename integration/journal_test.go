@@ -176,31 +176,18 @@ func (c *caddy) response(t *testing.T, uri string) line {
 	return l
 }
 
-// h2Reason is why a file goes the plain way over HTTP/2. Zero-copy for HTTP/2
-// is an issue of its own; empty this when it is done.
-const h2Reason = "http2_off"
-
 // tookFile checks that a response whose body is n bytes of a file went by
-// sendfile. Where kernel TLS, HTTP/2 or its size forbid that, it checks that it
+// sendfile. Where kernel TLS or its size forbid that, it checks that it
 // went the plain way for that reason.
 func (c *caddy) tookFile(t *testing.T, uri string, n int64) line {
 	t.Helper()
 	l := c.response(t, uri)
-	h2 := l.Request.Proto == "HTTP/2.0"
 	switch {
 	case l.KTLS == nil:
 		t.Errorf("%s: no ktls in the access log: %s", uri, l.raw)
-	case !kernel.ulp && h2:
-		if l.KTLS.Path != "plain" || (l.KTLS.Reason != "kernel" && l.KTLS.Reason != h2Reason) {
-			t.Errorf("%s: %+v; want plain, there is no kernel TLS", uri, *l.KTLS)
-		}
 	case !kernel.ulp:
 		if l.KTLS.Path != "plain" || l.KTLS.Reason != "kernel" {
 			t.Errorf("%s: %+v; want plain because of the kernel", uri, *l.KTLS)
-		}
-	case h2 && h2Reason != "":
-		if l.KTLS.Path != "plain" || l.KTLS.Reason != h2Reason {
-			t.Errorf("%s: %+v; want plain, %s", uri, *l.KTLS, h2Reason)
 		}
 	case n < minSendfile:
 		if l.KTLS.Path != "plain" || l.KTLS.Reason != "too_small" {

@@ -375,4 +375,3 @@ func TestServersSendLargeHeaders(t *testing.T) {
 		}
 	})
 }
-
