@@ -127,6 +127,11 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		pairs.handler(ctx, server, h.logger)
 	}
 	ktls.Probe() // not with the first request
+	for writer, s := range http2Servers() {
+		if s.err != nil {
+			h.logger.Warn("no sendfile over HTTP/2: this build's server isn't known", zap.String("writer", writer), zap.Error(s.err))
+		}
+	}
 	if err := standInWorks(); err != nil {
 		h.logger.Warn("sendfile off: this build's net/http isn't known", zap.Error(err))
 	}
