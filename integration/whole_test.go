@@ -107,6 +107,26 @@ func TestMinSize(t *testing.T) {
 	}
 }
 
+// TestChunk: however much goes with one write, all of the file arrives.
+func TestChunk(t *testing.T) {
+	chunks := []string{"64KiB", "100000", "1MiB", "2MiB"}
+	var sites []site
+	for n, chunk := range chunks {
+		sites = append(sites, site{host: fmt.Sprintf("c%d.localhost", n), body: plainFiles(www, "ktls {", "min_size 1", "chunk "+chunk, "}")})
+	}
+	c := start(t, listener{wrappers: "ktls", sites: sites})
+	client := c.goClient(t, 0, "h1")
+	for n, chunk := range chunks {
+		t.Run(chunk, func(t *testing.T) {
+			for _, f := range []file{small, ofSize(65535), ofSize(65536), ofSize(65537), ofSize(mib), medium, large} {
+				uri := fmt.Sprintf("/%s?%s", f.name, chunk)
+				client.get(t, c.urlOf(0, n, uri)).isFile(t, f)
+				c.tookFile(t, uri, f.size)
+			}
+		})
+	}
+}
+
 // TestDefaults: without a word of configuration a large file goes by sendfile
 // and a small one does not, on a connection that was not upgraded before.
 func TestDefaults(t *testing.T) {
