@@ -248,9 +248,7 @@ func (s *Session) beginData(h header, b []byte) (int, error) {
 		o.cut, o.mode, o.then = cutData(h, s.pieceSize(), plain, -1), cut, verify
 		return headerLen, nil
 	case s.tooLong(h):
-		if fixed > 0 && fixed+data+pad != h.length {
-			return 0, streamError(h.stream, "DATA with more padding than length")
-		}
+		// No padding is longer than a frame that is too long.
 		o.cut, o.mode, o.then = cutData(h, s.pieceSize(), data, pad), cut, pass
 		o.left -= fixed
 		return headerLen + fixed, nil
@@ -284,7 +282,6 @@ func (s *Session) beginBlock(h header, b []byte) (int, error) {
 	if h.typ != http2.FrameContinuation && h.flags.Has(http2.FlagHeadersPadded) {
 		pad = int(b[headerLen])
 	}
-	// Frames that the client can't take are longer than any padding.
 	o.cut = cutBlock(&o.parts, h, int(s.settings.accepted()), b[headerLen:headerLen+fixed], h.length-fixed-pad, pad)
 	o.mode, o.then = cut, drop
 	o.left -= fixed
@@ -326,9 +323,8 @@ func (s *Session) payload(b []byte) error {
 func (s *Session) endFrame() {
 	o := &s.out
 	if o.mode == verify {
-		if b := o.body; b == nil || b.void {
+		if b := o.body; b == nil {
 			o.emitPadding(o.frame.stream, int64(o.standIn))
-			o.reset = o.reset || o.frame.flags.Has(http2.FlagDataEndStream)
 		} else {
 			begin := o.pos - int64(o.standIn)
 			o.emitFile(b, b.off+begin, o.standIn, s.pieceSize(), o.frame.flags.Has(http2.FlagDataEndStream))
@@ -336,9 +332,8 @@ func (s *Session) endFrame() {
 	}
 	if o.reset {
 		o.emitReset(o.frame.stream)
-		o.reset = false
 	}
-	o.body = nil
+	o.body = nil // no longer kept in memory from here
 }
 
 // tooLong reports whether a frame is longer than the client accepts. Only then
@@ -348,11 +343,12 @@ func (s *Session) tooLong(h header) bool {
 }
 
 // pieceSize is how long the frames are that others are cut into, in bytes of
-// payload: with its header, such a frame fills a TLS record.
+// payload: with its header, such a frame fills a TLS record. Every client accepts
+// as much.
 func (s *Session) pieceSize() int {
 	record := s.Record
-	if record <= headerLen {
-		record = 16 << 10
+	if record <= headerLen || record > minFrame {
+		record = minFrame
 	}
-	return min(record-headerLen, int(s.settings.accepted()))
+	return record - headerLen
 }
