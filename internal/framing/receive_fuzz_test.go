@@ -216,7 +216,7 @@ func (m *receiveModel) check() {
 	for _, e := range out {
 		if e.typ == http2.FramePing {
 			pongs++
-			if e.data != "12345678" {
+			if string(e.data) != "12345678" {
 				m.t.Fatal("the client got the answer to another PING")
 			}
 		}
