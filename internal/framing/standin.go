@@ -86,12 +86,10 @@ func isStandIn(p []byte, pos int64) bool {
 // Bytes that were put in, left out or moved show in each sample that follows, if
 // not in the count.
 const (
-	sampleLen    = 64
-	sampleStride = 4 << 10
+	verifyEach   = 16
+	sampleLen    = 64      // bytes
+	sampleStride = 4 << 10 // bytes
 )
-
-// verifyEach is a variable for tests that change single bytes.
-var verifyEach = uint(16)
 
 // isStandInSampled is isStandIn for samples of p.
 func isStandInSampled(p []byte, pos int64) bool {
