@@ -14,7 +14,8 @@ import (
 // The server keeps a buffer of the size of its largest frame for as long as the
 // connection lives: 144 KiB with the default, where stock Caddy has 18.
 const (
-	defaultFrameSize = 9 * 16375
+	recordPayload    = 16<<10 - frameHeaderLen
+	defaultFrameSize = 9 * recordPayload
 	minFrameSize     = framing.MinFrameSize
 	maxFrameSize     = framing.MaxFrameSize
 )
@@ -63,7 +64,7 @@ func (s *sending) runHTTP2() (done int64, err error) {
 	}
 	stop = s.keepAliveHTTP2(body)
 	limit = min(limit, framing.MaxStandIn-minStandIn)
-	step := min(limit, frame)
+	step := wholeRecords(min(limit, frame))
 	for pos := int64(0); pos < s.n; {
 		n := nextStandIn(s.n-pos, step)
 		begin := time.Now()
@@ -95,11 +96,20 @@ func pace(n int64, d time.Duration, frame, limit int64) int64 {
 	perFrame := int64(float64(n) / float64(d) * float64(frameTime)) // bytes in frameTime
 	switch {
 	case perFrame >= 4*frame:
-		return min(max(frame, 4*frame), limit)
+		return wholeRecords(min(4*frame, limit))
 	case perFrame >= frame:
-		return min(frame, limit)
+		return wholeRecords(min(frame, limit))
 	}
-	return min(max(perFrame, minFrameSize), limit)
+	return wholeRecords(min(max(perFrame, minFrameSize), limit))
+}
+
+// wholeRecords rounds n, in bytes, down to what fills records, if it is more than
+// one.
+func wholeRecords(n int64) int64 {
+	if n < recordPayload {
+		return n
+	}
+	return n / recordPayload * recordPayload
 }
 
 // keepAliveHTTP2 keeps Caddy's idle time-out as it is without us: a client has
