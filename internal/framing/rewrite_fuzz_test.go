@@ -40,6 +40,7 @@ type modelStream struct {
 	n         int
 	data      int  // bytes written
 	ended     bool // in what was written
+	trailers  bool // by these: then giving up is an error
 
 	voidAt int // bytes given to Rewrite then; -1 if it isn't void
 	whole  bool
@@ -215,7 +216,7 @@ func (m *rewriteModel) blockFrames(st *modelStream) {
 	if h.typ == http2.FrameHeaders && m.src.chance(4) && !st.ended && st.voidAt < 0 &&
 		(!st.announced || st.data == st.skip+st.n) {
 		h.flags |= http2.FlagHeadersEndStream
-		st.ended = true
+		st.ended, st.trailers = true, true
 	}
 	if m.src.chance(3) {
 		e.pad = m.src.intn(256)
@@ -281,7 +282,7 @@ func (m *rewriteModel) resetFrame(st *modelStream) {
 
 // voidBody gives a body up.
 func (m *rewriteModel) voidBody(st *modelStream) {
-	if !st.announced || st.voidAt >= 0 {
+	if !st.announced || st.voidAt >= 0 || st.trailers {
 		return
 	}
 	st.voidAt = m.given
