@@ -51,6 +51,9 @@ func (c *conn) enlarge(size int64) {
 // kick wakes a reader that waits for the client: by its deadline, which is put
 // back as soon as it is awake.
 func (c *conn) kick() {
+	if c.http2.kicked.Load() {
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.http2.kicked.Store(true)
@@ -78,6 +81,10 @@ func (c *conn) writeHTTP2(p []byte) (int, error) {
 			c.failed(err)
 		}
 		return 0, err
+	}
+	defer clear(parts) // else an idle connection pins the server's pooled buffer
+	if c.http2.frames.WantsInject() {
+		c.kick()
 	}
 	switch {
 	case len(parts) == 0: // held back, or an answer to what the client never asked
