@@ -41,16 +41,18 @@ func (w *responseWriter) watch() {
 func (s *sending) runHTTP2() (done int64, err error) {
 	w, body, below := s.w, s.w.stream, s.w.ResponseWriter
 	limit, restore := s.raiseChunk()
-	stop := func() {}
+	announced, stop := false, func() {}
 	defer func() {
 		stop()
 		restore()
-		done = s.n - body.Left()
+		if announced {
+			done = s.n - body.Left()
+		}
 		if done != s.n {
 			w.cut = true
 			body.Void()
 		}
-		w.sent += done
+		w.sent = done
 		s.advance(done)
 	}()
 
@@ -62,6 +64,7 @@ func (s *sending) runHTTP2() (done int64, err error) {
 	if err := body.Announce(s.file, w.copied, s.off, s.n); err != nil {
 		return 0, err
 	}
+	announced = true
 	stop = s.keepAliveHTTP2(body)
 	limit = min(limit, framing.MaxStandIn-minStandIn)
 	step := wholeRecords(min(limit, frame))
@@ -78,7 +81,6 @@ func (s *sending) runHTTP2() (done int64, err error) {
 	select {
 	case <-body.Done():
 	case <-s.ctx.Done():
-		return 0, s.ctx.Err()
 	}
 	if body.Left() > 0 {
 		return 0, errBodyCut
