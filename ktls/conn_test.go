@@ -433,8 +433,6 @@ func TestUpgradeRefusedAfterFatalAlert(t *testing.T) {
 // garbage is a record that no key opens.
 var garbage = append([]byte{RecordTypeApplicationData, 3, 3, 0, 40}, make([]byte, 40)...)
 
-const alertBadRecordMAC = 20
-
 // checkBadRecordMAC checks that the client gets this alert, properly encrypted.
 func checkBadRecordMAC(t testing.TB, client net.Conn) {
 	t.Helper()
