@@ -258,6 +258,7 @@ func (c *Conn) send(write func(*tap) error) error {
 	if err != nil {
 		err = t.reason(err)
 		t.written = err
+		t.writeFailed(err)
 	}
 	return err
 }

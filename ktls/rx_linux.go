@@ -269,18 +269,32 @@ func (c *Conn) endRead(alert byte, err error) error {
 	t := c.tap
 	t.lockWrite()
 	defer t.wmu.Unlock()
-	if t.rx.kernel != nil {
-		t.rx.kernel.clearError()
-	}
+	t.endReceiving(alert, err)
+	return err
+}
+
+// endReceiving sends an alert and ends the connection in both directions. A write
+// that failed for the same reason doesn't keep it from doing so. wmu is held.
+func (t *tap) endReceiving(alert byte, err error) {
+	t.rx.kernel.clearError()
 	level := byte(alertLevelFatal)
 	if alert == alertNoRenegotiation {
 		level = alertLevelWarning
 	}
-	if t.written == nil {
+	if _, same := alertFor(t.written); same || t.written == nil {
 		t.control(RecordTypeAlert, []byte{level, alert})
 	}
 	t.stop(err)
-	return err
+}
+
+// writeFailed looks after a reader that waits in vain because what the kernel had
+// to say of a received record was told to a writer: a socket has one pending
+// error. wmu is held.
+func (t *tap) writeFailed(err error) {
+	alert, ok := alertFor(err)
+	if ok && t.rx.state.Load() == rxKernel && !errors.Is(err, unix.EINVAL) { // that may be the file's
+		t.endReceiving(alert, &net.OpError{Op: "local error", Err: tls.AlertError(alert)})
+	}
 }
 
 // alertFor returns the alert for an error of the kernel's about a record
