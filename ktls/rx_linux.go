@@ -108,7 +108,7 @@ func (c *Conn) readKernel(p []byte) (int, error) {
 			return n, nil
 		case err == io.EOF || errors.Is(err, unix.EIO):
 			// A record of another type is next, or there is none.
-			err = c.readControl()
+			err = c.readControl(c.uselessRecord) // nothing is there: it was empty
 		}
 		if err != nil {
 			return 0, c.readFailed(err)
@@ -117,16 +117,17 @@ func (c *Conn) readKernel(p []byte) (int, error) {
 }
 
 // readControl reads one record that isn't application data, and does what it
-// demands. It returns nil if reading can go on.
-func (c *Conn) readControl() error {
+// demands. It returns nil if reading can go on, and what nothing says if there is
+// no record.
+func (c *Conn) readControl(nothing func() error) error {
 	r := &c.tap.rx
 	// Two bytes are a whole alert. With room for more, some kernels would add the
 	// next one to it.
 	var buf [5]byte
 	n, typ, ended, err := r.kernel.recv(buf[:2])
 	switch {
-	case errors.Is(err, unix.EAGAIN): // it was empty, and the kernel has dropped it
-		return c.uselessRecord()
+	case errors.Is(err, unix.EAGAIN):
+		return nothing()
 	case err != nil:
 		return err
 	case typ < 0 && n == 0 && r.kernel.partial():

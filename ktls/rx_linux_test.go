@@ -314,10 +314,8 @@ func TestReceiveIntoAnyBuffer(t *testing.T) {
 				stream = append(stream, client.seal(RecordTypeApplicationData, rest[:n])...)
 				rest = rest[n:]
 			}
-			go func() {
-				client.l.peer.Write(stream)
-				client.l.peer.CloseWrite()
-			}()
+			stream = append(stream, client.seal(RecordTypeAlert, []byte{1, alertCloseNotify})...)
+			go client.l.peer.Write(stream)
 			var got []byte
 			for upgrade := rng.IntN(50_000); ; {
 				if len(got) > upgrade && !l.Offloaded() {
@@ -730,6 +728,7 @@ func TestReceiveKeyUpdates(t *testing.T) {
 	for _, s := range upgradable[:3] {
 		t.Run(s.String(), func(t *testing.T) {
 			checkLeaks(t)
+			needRekey(t)
 			ok := tlsStat(t, "TlsRxRekeyOk")
 			l, client := receivingRekeyLink(t, s)
 			var stream []byte

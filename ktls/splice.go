@@ -7,12 +7,11 @@ import (
 )
 
 // WriteTo writes all that Read would return to w, until the end of the stream.
-// If the kernel decrypts and w is a *net.TCPConn, the bytes don't pass through
+// Where the kernel decrypts and w is a *net.TCPConn, the bytes don't pass through
 // user space (splice(2)). The deadlines of both connections hold.
 //
-// io.Copy finds this method only on the Conn itself. Whoever wraps it hides it:
-// net/http and Caddy do, so that what Caddy's reverse_proxy passes on is copied
-// by Read.
+// io.Copy finds this method on the Conn alone, not through a wrapper: net/http and
+// Caddy hide it, so that what Caddy's reverse_proxy passes on is copied by Read.
 func (c *Conn) WriteTo(w io.Writer) (n int64, err error) {
 	tcp, ok := w.(*net.TCPConn)
 	if !ok || !c.opts.RX {
@@ -20,17 +19,17 @@ func (c *Conn) WriteTo(w io.Writer) (n int64, err error) {
 	}
 	var buf []byte
 	for {
-		m, err := c.splice(tcp)
+		m, err := c.spliceTo(tcp)
 		n += m
-		if err == nil || err == io.EOF {
-			return n, nil
-		}
-		if err != errNoSplice {
+		if !errors.Is(err, errNoSplice) {
+			if err == io.EOF {
+				err = nil
+			}
 			return n, err
 		}
-		// crypto/tls decrypts still, or the next record isn't application data.
+		// crypto/tls still receives, or did until now.
 		if buf == nil {
-			buf = make([]byte, MaxPlaintext)
+			buf = make([]byte, 2*MaxPlaintext)
 		}
 		k, rerr := c.Read(buf)
 		if k > 0 {
@@ -49,7 +48,7 @@ func (c *Conn) WriteTo(w io.Writer) (n int64, err error) {
 	}
 }
 
-// errNoSplice means that Read must come first.
+// errNoSplice means that Read comes first.
 var errNoSplice = errors.New("ktls: nothing to splice")
 
 // onlyReader hides WriteTo.
