@@ -178,7 +178,7 @@ func currentStatus() (*status, error) {
 					s.Handshakes.Refused += n
 				}
 			case "caddy_ktls_rekeys_total":
-				s.Rekeys[l["result"]] = int64(m.Counter.GetValue())
+				s.Rekeys[l["result"]] += int64(m.Counter.GetValue())
 			}
 		}
 	}

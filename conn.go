@@ -34,15 +34,14 @@ type conn struct {
 	ready         atomic.Bool // handshake is done
 	gauge         atomic.Int32
 
-	// A read deadline set before the handshake counts from its end.
+	// The read deadline. One set before the handshake counts from its end.
 	mu       sync.Mutex
 	deadline time.Time
 	setAt    time.Time
 
-	h2      bool // negotiated protocol; set before ready
-	preface int  // bytes of the HTTP/2 client preface seen; -1 when it is settled
-
-	refusedKey bool // ended by a KeyUpdate, and counted. For the reader
+	h2      bool       // negotiated protocol; set before ready
+	http2   *http2Conn // with h2
+	preface int        // bytes of the HTTP/2 client preface seen; -1 when it is settled
 
 	// The response under way. Used by the goroutine that writes it, and only on
 	// HTTP/1.1.
@@ -58,10 +57,12 @@ func (c *conn) Read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 	}
-	n, err := c.Conn.Read(p)
-	if err != nil && !c.refusedKey && errors.Is(err, ktls.ErrKeyUpdate) {
-		c.refusedKey = true
-		metrics.rekeys.WithLabelValues("refused").Inc()
+	var n int
+	var err error
+	if c.http2 != nil {
+		n, err = c.readHTTP2(p)
+	} else {
+		n, err = c.Conn.Read(p)
 	}
 	if c.preface >= 0 && n > 0 && !c.checkPreface(p[:n]) {
 		c.Close()
@@ -134,7 +135,10 @@ func (c *conn) runHandshake() error {
 			c.Close()
 			return errors.New("HTTP/2 prohibits " + tls.CipherSuiteName(state.CipherSuite))
 		}
-		c.h2 = true
+		c.h2, c.http2 = true, new(http2Conn)
+		if size := l.opts.RecordSize; size > 0 {
+			c.http2.frames.Record = size - 1 // in TLS 1.3 the type counts
+		}
 	case "", "http/1.1", "http/1.0":
 	default: // acme-tls/1 ends here: the handshake was all it wanted
 		c.Close()
@@ -161,6 +165,9 @@ func prohibitedByHTTP2(state *tls.ConnectionState) bool {
 // Close closes the connection as ktls.Conn does.
 func (c *conn) Close() error {
 	err := c.Conn.Close()
+	if c.ready.Load() && c.http2 != nil {
+		c.http2.frames.Close(net.ErrClosed)
+	}
 	if c.gauge.Swap(gaugeClosed) == gaugeCounted {
 		metrics.current.Dec()
 	}
@@ -201,10 +208,13 @@ func looksLikeHTTP(hdr [5]byte) bool {
 // SetReadDeadline sets the deadline of Read. Before the handshake, which has a
 // time-out of its own, it is kept for afterwards.
 func (c *conn) SetReadDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.deadline = t
 	if !c.ready.Load() {
-		c.mu.Lock()
-		c.deadline, c.setAt = t, time.Now()
-		c.mu.Unlock()
+		c.setAt = time.Now()
+	} else if c.http2 != nil && c.http2.kicked.Load() {
+		return nil // the reader will set it
 	}
 	return c.Conn.SetReadDeadline(t)
 }
@@ -219,7 +229,8 @@ func (c *conn) restoreDeadline() {
 		c.Conn.SetReadDeadline(time.Time{})
 		return
 	}
-	c.Conn.SetReadDeadline(time.Now().Add(c.deadline.Sub(c.setAt)))
+	c.deadline = time.Now().Add(c.deadline.Sub(c.setAt))
+	c.Conn.SetReadDeadline(c.deadline)
 }
 
 // body is a part of a file that is sent in the place of stand-in bytes.
@@ -237,6 +248,14 @@ var errStandIn = errors.New("stand-in bytes don't match the announced body")
 // Write writes to the client. Stand-in bytes never leave: they are replaced by
 // the announced body, or the connection ends.
 func (c *conn) Write(p []byte) (int, error) {
+	if !c.ready.Load() {
+		if err := c.handshake(); err != nil {
+			return 0, err
+		}
+	}
+	if c.http2 != nil {
+		return c.writeHTTP2(p)
+	}
 	if c.body != nil || isStandIn(p) {
 		return c.writeBody(p)
 	}
@@ -259,9 +278,15 @@ func (c *conn) writeBody(p []byte) (int, error) {
 
 // failStandIn ends the connection and says so, with errStandIn.
 func (c *conn) failStandIn() error {
-	c.listener.logger.Error("response failed", zap.Stringer("remote", c.RemoteAddr()), zap.Error(errStandIn))
-	c.Abort(errStandIn)
+	c.failed(errStandIn)
 	return errStandIn
+}
+
+// failed ends the connection at once, because what was to be sent isn't what was
+// announced, and says so.
+func (c *conn) failed(err error) {
+	c.listener.logger.Error("response failed", zap.Stringer("remote", c.RemoteAddr()), zap.Error(err))
+	c.Abort(err)
 }
 
 var _ net.Conn = (*conn)(nil)

@@ -72,6 +72,13 @@ type ListenerWrapper struct {
 	// nothing by it. Default: false, Go decrypts.
 	RX bool `json:"rx,omitempty"`
 
+	// How many TLS records the kernel may encrypt under one key, at least 64.
+	// After so many, a connection with TLS 1.3 gets a new key (Linux 6.14 or
+	// newer); others are told to end, with `Connection: close` or GOAWAY, when
+	// seven eighths are used. Default, and at most, what the cipher allows:
+	// 23726566 for AES-GCM (RFC 8446, section 5.5), some 388 GB.
+	KeyLimit uint64 `json:"key_limit,omitempty"`
+
 	ctx       caddy.Context
 	server    *caddyhttp.Server
 	features  *ktls.Features
@@ -86,6 +93,9 @@ const (
 	minRecordSize = 64
 	maxRecordSize = 16384
 )
+
+// minKeyLimit is the least ListenerWrapper.KeyLimit.
+const minKeyLimit = 64
 
 // Values of ListenerWrapper.Upgrade.
 const (
@@ -120,6 +130,9 @@ func (w *ListenerWrapper) Provision(ctx caddy.Context) error {
 	}
 	if w.RecordSize != 0 && (w.RecordSize < minRecordSize || w.RecordSize > maxRecordSize) {
 		return fmt.Errorf("record_size: %d isn't from %d to %d", w.RecordSize, minRecordSize, maxRecordSize)
+	}
+	if w.KeyLimit != 0 && w.KeyLimit < minKeyLimit {
+		return fmt.Errorf("key_limit: %d is less than %d", w.KeyLimit, minKeyLimit)
 	}
 	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	if !ok {
@@ -220,6 +233,9 @@ func (w *ListenerWrapper) settings() []zap.Field {
 	if w.RecordSize != 0 {
 		set = append(set, zap.Int("record_size", w.RecordSize))
 	}
+	if w.KeyLimit != 0 {
+		set = append(set, zap.Uint64("key_limit", w.KeyLimit))
+	}
 	if w.RX {
 		set = append(set, zap.Strings("receive", receives(w.features)))
 	}
@@ -301,7 +317,9 @@ func (w *ListenerWrapper) WrapListener(ln net.Listener) net.Listener {
 		ZerocopyRO:         w.ZerocopyRO,
 		RecordSize:         w.RecordSize,
 		RX:                 w.RX,
+		KeyLimit:           w.KeyLimit,
 		OnUpgrade:          l.upgraded,
+		OnRekey:            l.rekeyed,
 	}
 	return l
 }
@@ -361,6 +379,17 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 	c.Conn = ktls.Server(raw, l.config, l.opts)
 	return c, nil
+}
+
+// rekeyed counts and logs a change of the sending key.
+func (l *listener) rekeyed(c *ktls.Conn, byPeer bool, err error) {
+	countRekey(byPeer, err)
+	if e := l.logger.Check(zapcore.DebugLevel, "sending key changed"); e != nil && err == nil {
+		e.Write(zap.Stringer("remote", c.RemoteAddr()), zap.Bool("asked_by_client", byPeer))
+	}
+	if e := l.logger.Check(zapcore.DebugLevel, "sending key could not be changed"); e != nil && err != nil {
+		e.Write(zap.Stringer("remote", c.RemoteAddr()), zap.Bool("asked_by_client", byPeer), zap.Error(err))
+	}
 }
 
 // upgraded counts and logs how an upgrade went.

@@ -59,8 +59,8 @@ var metrics = struct {
 	}, []string{"result"}),
 	rekeys: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "ktls", Name: "rekeys_total",
-		Help: "Changes of the sending key that a client asked for on connections that the kernel encrypts, by result (refused).",
-	}, []string{"result"}),
+		Help: "Changes of the sending key of connections that the kernel encrypts, by who wanted it (client, limit: the usage limit of a key) and result (ok, refused: the kernel can't, flood: too many, failed).",
+	}, []string{"by", "result"}),
 }
 
 func collectors() []prometheus.Collector {
@@ -114,6 +114,23 @@ func versionLabel(v uint16) string {
 		return "other"
 	}
 	return tls.VersionName(v)
+}
+
+// countRekey counts a change of the sending key.
+func countRekey(byPeer bool, err error) {
+	by, result := "limit", "ok"
+	if byPeer {
+		by = "client"
+	}
+	switch {
+	case errors.Is(err, ktls.ErrKeyUpdate):
+		result = "refused"
+	case errors.Is(err, ktls.ErrKeyUpdateFlood):
+		result = "flood"
+	case err != nil:
+		result = "failed"
+	}
+	metrics.rekeys.WithLabelValues(by, result).Inc()
 }
 
 // countHandshake counts a handshake that began at begin.

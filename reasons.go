@@ -12,7 +12,7 @@ const (
 const (
 	reasonDisabled     = "disabled"        // `ktls off`
 	reasonNotWrapped   = "not_wrapped"     // not a connection of the listener wrapper
-	reasonHTTP2        = "http2_off"       // HTTP/2: the kernel encrypts large files unless `http2 off`, but Caddy reads them
+	reasonHTTP2        = "http2_off"       // HTTP/2 with `http2 off`
 	reasonMethod       = "method"          // not GET
 	reasonNoBody       = "no_body"         // nothing was written, as with status 304
 	reasonChunked      = "chunked"         // no Content-Length
@@ -27,4 +27,5 @@ const (
 	reasonFS           = "filesystem:"     // followed by its name
 	reasonUnknown      = "unknown_writer:" // followed by the type of the writer
 	reasonUnknownHTTP1 = "http1_unknown_server"
+	reasonUnknownHTTP2 = "http2_unknown_server" // the stream's number isn't where it was
 )

@@ -64,7 +64,7 @@ func TestKeyUpdate(t *testing.T) {
 	c.stillServes(t)
 	if kernel.ulp {
 		eventually(t, "the refused KeyUpdate is counted", func() bool {
-			return c.scrape(t)[`caddy_ktls_rekeys_total{result="refused"`] == 1
+			return c.scrape(t)[`caddy_ktls_rekeys_total{by="client",result="refused"`] == 1
 		})
 	}
 }

@@ -237,8 +237,8 @@ func (c *Conn) Room(n int64) bool {
 	case !c.hsDone.Load() || c.changesKeys():
 		return true
 	default:
-		cipher, _ := CipherOf(c.suite)
-		return uint64(n/MaxPlaintext)+keyReserve+2 < c.opts.keyLimit(cipher)
+		cipher, ok := CipherOf(c.suite)
+		return !ok || uint64(n/MaxPlaintext)+keyReserve+2 < c.opts.keyLimit(cipher)
 	}
 }
 

@@ -44,7 +44,8 @@ type Session struct {
 	out      outbound
 	in       inbound
 	settings settings
-	bodies   map[uint32]*Body // by stream
+	bodies   map[uint32]*Body // by stream, until the server has ended it
+	ended    []*Body          // of streams that it has ended, until all is sent
 	void     []progress       // bodies given up; the oldest first
 }
 
@@ -97,6 +98,9 @@ func (s *Session) fail(err error) {
 	for _, b := range s.bodies {
 		b.finish()
 	}
+	for _, b := range slices.Clone(s.ended) {
+		b.finish()
+	}
 	s.bodies, s.void = nil, nil
 	s.updateWants()
 }
@@ -120,7 +124,10 @@ func (s *Session) lookup(stream uint32) (*progress, *Body) {
 func (s *Session) forget(stream uint32) {
 	if b := s.bodies[stream]; b != nil {
 		delete(s.bodies, stream)
-		b.end()
+		if b.ended = true; !b.closed {
+			s.ended = append(s.ended, b)
+			b.settle()
+		}
 		return
 	}
 	for i := range s.void {
