@@ -68,8 +68,12 @@ type ListenerWrapper struct {
 	// Default: 16384, the protocol's limit.
 	RecordSize int `json:"record_size,omitempty"`
 
-	// Let the kernel decrypt as well what clients send. A file server gains
-	// nothing by it. Default: false, Go decrypts.
+	// Let the kernel decrypt as well what clients send, on connections that it
+	// encrypts: with `upgrade handshake` on all of them, or else from the first
+	// response by sendfile on. Not with the listener wrappers proxy_protocol and
+	// http_redirect, which read ahead. A client's KeyUpdate then ends the
+	// connection where the kernel can't follow (before Linux 6.14). A file server
+	// gains nothing by it. Default: false, Go decrypts.
 	RX bool `json:"rx,omitempty"`
 
 	// How many TLS records the kernel may encrypt under one key, at least 64.
@@ -317,6 +321,8 @@ func (w *ListenerWrapper) WrapListener(ln net.Listener) net.Listener {
 		ZerocopyRO:         w.ZerocopyRO,
 		RecordSize:         w.RecordSize,
 		RX:                 w.RX,
+		Unbuffered:         unbuffered,
+		OnReceive:          l.receiving,
 		KeyLimit:           w.KeyLimit,
 		OnUpgrade:          l.upgraded,
 		OnRekey:            l.rekeyed,

@@ -221,6 +221,17 @@ func (c *client13) seal(typ byte, data []byte) []byte {
 	return record
 }
 
+// sealPadded is seal with n bytes of padding.
+func (c *client13) sealPadded(typ byte, data []byte, n int) []byte {
+	o := c.out.opener
+	inner := append(append(bytes.Clone(data), typ), make([]byte, n)...)
+	length := len(inner) + tagLen
+	header := []byte{RecordTypeApplicationData, 3, 3, byte(length >> 8), byte(length)}
+	o.setNonce(c.out.seq, nil)
+	c.out.seq++
+	return o.aead.Seal(header, o.nonce[:], inner, bytes.Clone(header))
+}
+
 // Read reads application data, as a tls.Conn does: io.EOF means close_notify,
 // and an end without it is io.ErrUnexpectedEOF.
 func (c *client13) Read(p []byte) (int, error) {

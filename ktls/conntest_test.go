@@ -136,6 +136,7 @@ type link struct {
 	mu     sync.Mutex
 	events []upgradeEvent
 	rekeys []rekeyEvent
+	taken  []error // calls of OnReceive
 }
 
 // rekeyEvent is one call of Options.OnRekey.
@@ -155,7 +156,7 @@ func (l *link) rekeyed() []rekeyEvent {
 type setup struct {
 	config   *tls.Config // default: testServerConfig; ServerConfig is applied to it
 	foreign  bool        // don't apply ServerConfig
-	opts     Options     // OnUpgrade and OnRekey are the link's
+	opts     Options     // OnUpgrade, OnReceive and OnRekey are the link's
 	recorded bool        // put a recorder between tap and socket
 	wrap     func(net.Conn) net.Conn
 }
@@ -193,6 +194,14 @@ func (l *link) start(s setup, conn net.Conn) {
 			l.t.Error("OnUpgrade got another connection")
 		}
 		l.events = append(l.events, upgradeEvent{info, err})
+	}
+	opts.OnReceive = func(c *Conn, err error) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if c != l.Conn {
+			l.t.Error("OnReceive got another connection")
+		}
+		l.taken = append(l.taken, err)
 	}
 	opts.OnRekey = func(c *Conn, byPeer bool, err error) {
 		l.mu.Lock()

@@ -61,12 +61,17 @@ func newKernelTX(tcp *net.TCPConn, keys *Keys, seq uint64) (*kernelTX, error) {
 
 // setKey changes the key, for the record with sequence number 0 on.
 func (k *kernelTX) setKey(keys *Keys) error {
-	info, err := keys.CryptoInfo(0)
+	return controlRaw(k.raw, func(fd int) error { return setKeysOf(fd, tlsTX, keys, 0) })
+}
+
+// setKeysOf hands keys to the kernel, for the record with number seq on.
+func setKeysOf(fd, dir int, keys *Keys, seq uint64) error {
+	info, err := keys.CryptoInfo(seq)
 	if err != nil {
 		return err
 	}
 	defer clear(info)
-	return controlRaw(k.raw, func(fd int) error { return setCryptoInfo(fd, tlsTX, info) })
+	return setCryptoInfo(fd, dir, info)
 }
 
 // tune sets what can only be set after TLS_TX, as far as the kernel has it, and

@@ -23,7 +23,7 @@ func needRekey(t testing.TB) {
 // noRekey is what a kernel before 6.14 can do.
 func noRekey() *Features {
 	f := *Probe()
-	f.Rekey = Answer{Support: No}
+	f.Rekey, f.RekeyRX = Answer{Support: No}, Answer{Support: No}
 	return &f
 }
 
