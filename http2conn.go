@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,9 @@ import (
 type http2Conn struct {
 	frames framing.Session
 	kicked atomic.Bool // the reader is to look for what is to be injected
+
+	mu       sync.Mutex
+	deadline time.Time // of Read, while kicked isn't
 }
 
 // readHTTP2 is Read where frames are followed.
@@ -54,8 +58,8 @@ func (c *conn) kick() {
 	if c.http2.kicked.Load() {
 		return
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.http2.mu.Lock()
+	defer c.http2.mu.Unlock()
 	c.http2.kicked.Store(true)
 	c.Conn.SetReadDeadline(time.Unix(1, 0))
 }
@@ -65,11 +69,21 @@ func (c *conn) unkick() bool {
 	if !c.http2.kicked.Load() {
 		return false
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.http2.mu.Lock()
+	defer c.http2.mu.Unlock()
 	c.http2.kicked.Store(false)
-	c.Conn.SetReadDeadline(c.deadline)
+	c.Conn.SetReadDeadline(c.http2.deadline)
 	return true
+}
+
+func (c *conn) setReadDeadlineHTTP2(t time.Time) error {
+	c.http2.mu.Lock()
+	defer c.http2.mu.Unlock()
+	c.http2.deadline = t
+	if c.http2.kicked.Load() {
+		return nil // the reader will set it
+	}
+	return c.Conn.SetReadDeadline(t)
 }
 
 // writeHTTP2 is Write where frames are followed. The payload of frames that

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"reflect"
 	"time"
 
@@ -378,10 +377,11 @@ func (l *listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{listener: l}
+	c, h := &conn{listener: l}, new(handshake)
+	c.pending.Store(h)
 	if l.admit != nil {
-		c.gate = &gate{Conn: raw, to: l.admit}
-		raw = c.gate
+		h.gate = &gate{Conn: raw, to: l.admit}
+		raw = h.gate
 	}
 	c.Conn = ktls.Server(raw, l.config, l.opts)
 	return c, nil
@@ -493,7 +493,9 @@ type connKey struct{}
 func connContext(ctx context.Context, c net.Conn) context.Context {
 	for c != nil {
 		if own, ok := c.(*conn); ok {
-			own.ctx = ctx
+			if h := own.pending.Load(); h != nil {
+				h.ctx = ctx
+			}
 			return context.WithValue(ctx, connKey{}, own)
 		}
 		switch typeName(c) {
@@ -504,15 +506,6 @@ func connContext(ctx context.Context, c net.Conn) context.Context {
 		}
 	}
 	return ctx
-}
-
-// handshakeContext is the context that net/http would run a handshake with.
-func (c *conn) handshakeContext() context.Context {
-	ctx := c.ctx
-	if ctx == nil {
-		ctx = context.Background()
-	}
-	return context.WithValue(ctx, http.LocalAddrContextKey, c.LocalAddr())
 }
 
 // Interface guards

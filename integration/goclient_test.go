@@ -22,7 +22,7 @@ import (
 
 // tlsConfig is that of a client that trusts Caddy's internal CA and nothing
 // else, changed by what a test needs.
-func tlsConfig(t *testing.T, change ...func(*tls.Config)) *tls.Config {
+func tlsConfig(t testing.TB, change ...func(*tls.Config)) *tls.Config {
 	t.Helper()
 	pem, err := os.ReadFile(rootFile())
 	if err != nil {
