@@ -371,8 +371,10 @@ func TestServersSurviveCancelledStreams(t *testing.T) {
 						t.Error("other bytes")
 					}
 					cancel()
-					if _, err := io.Copy(io.Discard, resp.Body); !errors.Is(err, context.Canceled) {
-						t.Error(err)
+					// It may all have come before the client knows that it is cancelled.
+					n, err := io.Copy(io.Discard, resp.Body)
+					if whole := int64(len(got))+n == 6_000_000; !errors.Is(err, context.Canceled) && (err != nil || !whole) {
+						t.Errorf("%d bytes more, %v", n, err)
 					}
 				}
 			})
