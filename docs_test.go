@@ -357,6 +357,8 @@ func labelValues(t *testing.T) map[string]map[string][]string {
 		countRekey(true, err)
 		countRekey(false, err)
 	}
+	countReceiving(nil)
+	countReceiving(&ktls.UpgradeError{Reason: ktls.ReasonKernel, Err: errors.New("test")})
 	families, err := mustOwnRegistry(t).Gather()
 	if err != nil {
 		t.Fatal(err)

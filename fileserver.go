@@ -195,6 +195,8 @@ func (h *Handler) eligible(r *http.Request) (*conn, string) {
 	}
 	c, ok := r.Context().Value(connKey{}).(*conn)
 	switch {
+	case r.ProtoMajor == 3:
+		return nil, reasonHTTP3
 	case !ok && !ktls.Probe().Usable():
 		return nil, ktls.ReasonKernel
 	case !ok:

@@ -216,7 +216,7 @@ func (w *ListenerWrapper) dropUnsupported() error {
 	}
 	if w.RX && len(receives(w.features)) == 0 {
 		w.RX = false
-		return drop("rx", "decrypt (Linux 4.17, TLS 1.3 from 6.0 on)", w.features.RX[ktls.Combinations()[0]])
+		return drop("rx", "decrypt (Linux 6.0 or newer)", w.features.RX[ktls.Combinations()[0]])
 	}
 	return nil
 }

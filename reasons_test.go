@@ -33,7 +33,7 @@ func TestReason(t *testing.T) {
 		h := &Handler{MinSize: 1, AllowFS: fileSystemNames()}
 		var path, reason string
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			rw := &responseWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, handler: h, conn: &conn{}, length: -1}
+			rw := &responseWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, handler: h, conn: bareConn(), length: -1}
 			rw.Header().Set("Content-Type", "application/octet-stream")
 			rw.Header().Set("Content-Length", strconv.Itoa(size+1)) // it had that when it was opened
 			io.CopyN(rw, f, size+1)
@@ -51,6 +51,13 @@ func TestReason(t *testing.T) {
 		}
 		if path != pathPlain || reason != "short_file" {
 			t.Errorf("%s, %s", path, reason)
+		}
+	})
+	t.Run("http3", func(t *testing.T) {
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		r.Proto, r.ProtoMajor, r.ProtoMinor = "HTTP/3.0", 3, 0
+		if c, reason := new(Handler).eligible(r); c != nil || reason != "http3" {
+			t.Errorf("%v, %s", c, reason)
 		}
 	})
 	t.Run("http1_unknown_server", func(t *testing.T) {
