@@ -118,7 +118,7 @@ func (client *goClient) request(t *testing.T, method, url string, headers ...str
 	return a
 }
 
-func newRequest(t *testing.T, method, url string, headers ...string) *http.Request {
+func newRequest(t testing.TB, method, url string, headers ...string) *http.Request {
 	t.Helper()
 	req, err := http.NewRequest(method, url, nil)
 	if err != nil {
@@ -163,7 +163,7 @@ func (c *caddy) dialTLS(t *testing.T, i int, change ...func(*tls.Config)) *tls.C
 	return handshake(t, tcp, tlsConfig(t, change...))
 }
 
-func handshake(t *testing.T, tcp net.Conn, config *tls.Config) *tls.Conn {
+func handshake(t testing.TB, tcp net.Conn, config *tls.Config) *tls.Conn {
 	t.Helper()
 	conn := tls.Client(tcp, config)
 	conn.SetDeadline(time.Now().Add(patience))
