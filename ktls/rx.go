@@ -344,6 +344,7 @@ func (c *Conn) takeOver() {
 		keys, next, err = t.proveReceived()
 		return err
 	})
+	r.rec = nil
 	if err != nil {
 		c.receiving(&UpgradeError{Reason: ReasonUnproven, Err: err})
 		return
@@ -362,7 +363,6 @@ func (c *Conn) takeOver() {
 	if c.version == tls.VersionTLS13 {
 		r.noPad = kernel.expectNoPad()
 	}
-	r.rec = nil
 	t.mu.Lock()
 	r.opener = nil
 	if !c.changesReceiveKeys() {

@@ -12,11 +12,17 @@ import (
 
 // mixedStream is content in records of many sizes, with all that may come in
 // between, and close_notify.
-func mixedStream(t testing.TB, client *sender, content []byte) (stream []byte) {
+func mixedStream(t testing.TB, client *sender, content []byte) []byte {
+	t.Helper()
+	return mixedStreamOf(t, client, content, func(i int) int { return 1 + i*i*13%MaxPlaintext })
+}
+
+// mixedStreamOf is mixedStream with the size of each record.
+func mixedStreamOf(t testing.TB, client *sender, content []byte, size func(i int) int) (stream []byte) {
 	t.Helper()
 	rekey := client.version == tls.VersionTLS13 && Probe().RekeyRX.Support == Yes
 	for i := 0; len(content) > 0; i++ {
-		n := min(len(content), 1+i*i*13%MaxPlaintext)
+		n := min(len(content), size(i))
 		stream = append(stream, client.seal(RecordTypeApplicationData, content[:n])...)
 		content = content[n:]
 		switch {
