@@ -62,7 +62,7 @@ type Handler struct {
 	// from 16384 to 1048576; clients get theirs of the size they accept. Larger
 	// ones cost less processor time, and as much memory for each HTTP/2 connection
 	// that a file was sent on by sendfile. Multiples of 16375 are best. Default:
-	// 147375.
+	// 114625.
 	HTTP2FrameSize int64 `json:"http2_frame_size,omitempty"`
 
 	// File systems to send from that are not trusted by default, by their

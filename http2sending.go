@@ -11,11 +11,12 @@ import (
 // Sizes of the frames that the HTTP/2 server is made to write, in bytes.
 // Multiples of 16375, which with a header fills a TLS record, waste none.
 //
-// The server keeps a buffer of the size of its largest frame for as long as the
-// connection lives: 144 KiB with the default, where stock Caddy has 18.
+// The server keeps a buffer for its largest frame for as long as the connection
+// lives. It grows as append does, so that it may be a quarter larger than the
+// frame: with the default 112 to 144 KiB, where stock Caddy has 18.
 const (
 	recordPayload    = 16<<10 - frameHeaderLen
-	defaultFrameSize = 9 * recordPayload
+	defaultFrameSize = 7 * recordPayload
 	minFrameSize     = framing.MinFrameSize
 	maxFrameSize     = framing.MaxFrameSize
 )

@@ -144,7 +144,7 @@ func TestHTTP2Others(t *testing.T) {
 			gzipped := ask("/page.txt", nil, "accept-encoding", "gzip")
 			listing := ask("/", nil)
 			ask("/"+medium.name, content(t, medium.name)[1000:201_000], "range", "bytes=1000-200999")
-			head := h.request("HEAD", "/"+medium.name, []byte{})
+			head := h.request("HEAD", "localhost", "/"+medium.name, []byte{})
 			missing := h.get("/missing", nil)
 			missing.end(t)
 			head.whole(t)

@@ -40,19 +40,18 @@ type h2client struct {
 	mu      sync.Mutex // guards what follows
 	changed sync.Cond
 	streams map[uint32]*h2stream
-	order   []uint32 // streams whose HEADERS came, in that order
 	next    uint32
 	err     error // what ended the connection; io.EOF is close_notify
 	goAway  *http2.GoAwayFrame
-	hold    bool    // don't read
-	manual  bool    // windows are the test's business
-	limits  []limit // what is in force, then what was sent since and isn't acknowledged
-	sent    int     // SETTINGS
+	hold    bool          // don't read
+	pace    time.Duration // between two DATA frames
+	manual  bool          // windows are the test's business
+	limits  []limit       // what is in force, then what was sent since and isn't acknowledged
+	sent    int           // SETTINGS
 	acks    int
 	pongs   [][8]byte
 	window  int64 // of the connection: octets that the server may still send
 	octets  int64 // of DATA, in all
-	longest int   // payload of a DATA frame so far
 }
 
 // limit is what the client has told in SETTINGS.
@@ -75,6 +74,8 @@ type h2stream struct {
 	ended   bool
 	reset   bool
 	code    http2.ErrCode
+	asked   int64 // the connection's octets when the request was sent,
+	came    int64 // and when the header came
 }
 
 // h2options is how an h2client begins.
@@ -202,20 +203,20 @@ func (h *h2client) grant(s *h2stream, n int64) {
 
 // get sends a request. The header fields are pairs of name and value.
 func (h *h2client) get(uri string, want []byte, fields ...string) *h2stream {
-	return h.request("GET", uri, want, fields...)
+	return h.request("GET", "localhost", uri, want, fields...)
 }
 
-func (h *h2client) request(method, uri string, want []byte, fields ...string) *h2stream {
+func (h *h2client) request(method, host, uri string, want []byte, fields ...string) *h2stream {
 	h.wmu.Lock()
 	defer h.wmu.Unlock()
 	s := &h2stream{client: h, want: want, hash: sha256.New()}
 	h.mu.Lock()
-	s.id = h.next
+	s.id, s.asked = h.next, h.octets
 	h.next += 2
 	h.streams[s.id] = s
 	h.mu.Unlock()
 	h.block.Reset()
-	authority := "localhost:" + fmt.Sprint(h.tcp.RemoteAddr().(*net.TCPAddr).Port)
+	authority := fmt.Sprintf("%s:%d", host, h.tcp.RemoteAddr().(*net.TCPAddr).Port)
 	list := append([]string{":method", method, ":scheme", "https", ":authority", authority, ":path", uri}, fields...)
 	for i := 0; i+1 < len(list); i += 2 {
 		if err := h.enc.WriteField(hpack.HeaderField{Name: list[i], Value: list[i+1]}); err != nil {
@@ -354,6 +355,7 @@ func (h *h2client) read() {
 			return
 		}
 		var answers []func(*http2.Framer) error
+		var pace time.Duration
 		h.mu.Lock()
 		if n, most := int64(f.Header().Length), h.limit().frame; n > most {
 			h.t.Errorf("%v, and the client accepts %d bytes", f.Header(), most)
@@ -361,6 +363,7 @@ func (h *h2client) read() {
 		switch f := f.(type) {
 		case *http2.DataFrame:
 			answers = h.data(f)
+			pace = h.pace
 		case *http2.HeadersFrame:
 			block, ends = append(block[:0], f.HeaderBlockFragment()...), f.StreamEnded()
 			held := *f
@@ -408,6 +411,7 @@ func (h *h2client) read() {
 		for _, answer := range answers {
 			h.write(answer)
 		}
+		time.Sleep(pace)
 	}
 }
 
@@ -415,7 +419,6 @@ func (h *h2client) read() {
 func (h *h2client) data(f *http2.DataFrame) (answers []func(*http2.Framer) error) {
 	n, s := int64(f.Length), h.streams[f.StreamID]
 	h.octets += n
-	h.longest = max(h.longest, int(n))
 	if h.window -= n; h.window < 0 {
 		h.t.Errorf("%v: %d octets more than the connection's window", f.Header(), -h.window)
 	}
@@ -470,8 +473,7 @@ func (h *h2client) headers(stream uint32, decoder *hpack.Decoder, block []byte, 
 	switch {
 	case s.fields == nil && strings.HasPrefix(fields[":status"], "1"):
 	case s.fields == nil:
-		s.fields = fields
-		h.order = append(h.order, stream)
+		s.fields, s.came = fields, h.octets
 	default:
 		s.trailer = fields
 	}
