@@ -81,6 +81,7 @@ type answer struct {
 	sum    string
 	body   []byte // of short ones only
 	reused bool
+	closes bool // the connection ends with it
 	tls    *tls.ConnectionState
 }
 
@@ -92,7 +93,7 @@ func (client *goClient) do(req *http.Request) (a answer, err error) {
 		return a, err
 	}
 	defer resp.Body.Close()
-	a.status, a.proto, a.header, a.tls = resp.StatusCode, resp.Proto, resp.Header, resp.TLS
+	a.status, a.proto, a.header, a.tls, a.closes = resp.StatusCode, resp.Proto, resp.Header, resp.TLS, resp.Close
 	begin, err := io.ReadAll(io.LimitReader(resp.Body, 64*kib+1))
 	if err != nil || len(begin) <= 64*kib {
 		a.body, a.size, a.sum = begin, int64(len(begin)), sum(begin)

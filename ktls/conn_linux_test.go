@@ -170,7 +170,7 @@ func TestSendFile(t *testing.T) {
 		{1 << 20, 4095, 1<<20 - 4095}, {1 << 20, 12345, 54321}, {big, 0, big}, {big, 4097, big - 9999},
 	} {
 		t.Run(fmt.Sprintf("%d bytes at %d of %d", test.n, test.off, test.size), func(t *testing.T) {
-			l, client := upgradedLink(t)
+			l, client := upgradedLink13(t)
 			content := randomBytes(test.size)
 			f := testFile(t, content)
 			offset := int64(test.size / 2)
