@@ -27,7 +27,12 @@ import (
 
 // measure runs all scenarios against each of the servers, NAME=BINARY, one after
 // the other, and writes results as they come.
-func measure(out io.Writer, servers []string, quick bool) error {
+func measure(out io.Writer, servers, protocols []string, quick bool) error {
+	for _, p := range protocols {
+		if alpn[p] == "" {
+			return fmt.Errorf("no protocol %q: want h1 or h2", p)
+		}
+	}
 	if err := unix.Mount("cgroup2", cgroups, "cgroup2", 0, ""); err != nil {
 		return fmt.Errorf("mount %s: %w (this is for guests of the lab)", cgroups, err)
 	}
@@ -48,7 +53,10 @@ func measure(out io.Writer, servers []string, quick bool) error {
 		if err != nil {
 			return err
 		}
-		for _, sc := range scenarios(quick) {
+		for _, sc := range scenarios(protocols, quick) {
+			if srv.kind.matters != nil && !srv.kind.matters(sc) {
+				continue
+			}
 			r, err := b.measure(srv, sc)
 			if err != nil {
 				log, _ := os.ReadFile(srv.log)
@@ -130,10 +138,6 @@ func (s site) makeCertificate() error {
 	return os.WriteFile(s.key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}), 0o600)
 }
 
-// settle is how long, in the guest's time, a server gets to finish what it does
-// after a response has arrived.
-const settle = 10 * time.Millisecond
-
 // measure runs one scenario. All bodies are compared with the file.
 func (b *bench) measure(srv *server, sc scenario) (*result, error) {
 	r := &result{Kernel: b.kernel, Server: srv.name, Version: srv.version, scenario: sc}
@@ -172,55 +176,35 @@ func (s *server) pathIsRight(r *result) bool {
 	return r.KernelTLS == int64(r.Connections)
 }
 
-// during counts what the server does while f runs.
-func (r *result) during(srv *server, f func() error) error {
-	time.Sleep(settle)
-	begin, err := read(srv.group)
-	if err != nil {
-		return err
-	}
-	if err := f(); err != nil {
-		return err
-	}
-	time.Sleep(settle)
-	end, err := read(srv.group)
-	if err != nil {
-		return err
-	}
-	r.Instructions, r.User, r.Client = end.server-begin.server, end.user-begin.user, end.client-begin.client
-	return nil
-}
-
 // handshakes opens a connection for each request.
 func (b *bench) handshakes(srv *server, r *result) error {
-	one := func() error {
+	one := func() (*client, error) {
 		c, err := dial(srv.addr, r.Protocol)
+		if err != nil {
+			return nil, err
+		}
+		defer c.close()
+		if err := c.request(fileName(r.Body), 1); err != nil {
+			return nil, err
+		}
+		return c, c.receive(b.files[r.Body], 1)
+	}
+	for range 20 {
+		c, err := one()
 		if err != nil {
 			return err
 		}
-		defer c.close()
 		r.noteTLS(c)
-		if err := c.request(fileName(r.Body), 1); err != nil {
-			return err
-		}
-		if err := c.receive(b.files[r.Body], 1); err != nil {
-			return err
-		}
-		r.Records += c.wire.records.count
-		r.Plaintext += c.wire.records.plaintext
-		return nil
 	}
-	for range 20 {
-		if err := one(); err != nil {
-			return err
-		}
-	}
-	r.Records, r.Plaintext = 0, 0
-	return r.during(srv, func() error {
-		for range r.Requests {
-			if err := one(); err != nil {
+	requests := max(r.Requests/blocks, 1)
+	return r.collect(srv, requests, func(block *block) error {
+		for range requests {
+			c, err := one()
+			if err != nil {
 				return err
 			}
+			block.records += c.wire.records.count
+			block.plaintext += c.wire.records.plaintext
 		}
 		return nil
 	})
@@ -245,15 +229,15 @@ func (b *bench) keepAlive(srv *server, r *result) error {
 			return err
 		}
 		clients[i] = c
-		c.wire.stored = b.stored[i][:0]
+		c.wire.stored = b.stored[i]
 		if length[i], err = b.warmUp(c, r); err != nil {
 			return fmt.Errorf("warming up: %w", err)
 		}
 	}
 	r.noteTLS(clients[0])
-	rounds := r.Requests / r.Connections / r.Streams
-	r.Requests = rounds * r.Connections * r.Streams
+	rounds := max(r.Requests/blocks/r.Connections/r.Streams, 1) // of a block
 	want := b.files[r.Body]
+	// each runs f for every connection at the same time.
 	each := func(f func(i int, c *client) error) error {
 		failed := make([]error, len(clients))
 		var all sync.WaitGroup
@@ -263,17 +247,17 @@ func (b *bench) keepAlive(srv *server, r *result) error {
 		all.Wait()
 		return errors.Join(failed...)
 	}
-	for _, c := range clients {
-		r.Records -= c.wire.records.count
-		r.Plaintext -= c.wire.records.plaintext
-	}
-	if err := r.during(srv, func() error {
-		return each(func(i int, c *client) error {
+	return r.collect(srv, rounds*r.Connections*r.Streams, func(block *block) error {
+		for _, c := range clients {
+			c.wire.forget()
+			block.records -= c.wire.records.count
+			block.plaintext -= c.wire.records.plaintext
+		}
+		err := each(func(i int, c *client) (err error) {
 			for range rounds {
 				if err := c.request(fileName(r.Body), r.Streams); err != nil {
 					return err
 				}
-				var err error
 				if r.Mode == decrypting {
 					err = c.receive(want, r.Streams)
 				} else {
@@ -285,23 +269,23 @@ func (b *bench) keepAlive(srv *server, r *result) error {
 			}
 			return nil
 		})
-	}); err != nil {
-		return err
-	}
-	for _, c := range clients {
-		r.Records += c.wire.records.count
-		r.Plaintext += c.wire.records.plaintext
-	}
-	if r.Mode == decrypting {
-		return nil
-	}
-	return each(func(i int, c *client) error {
-		for range rounds {
-			if err := c.receive(want, r.Streams); err != nil {
-				return err
+		for _, c := range clients {
+			block.records += c.wire.records.count
+			block.plaintext += c.wire.records.plaintext
+		}
+		if err == nil && r.Mode == storing {
+			block.check = func() error {
+				return each(func(_ int, c *client) error {
+					for range rounds {
+						if err := c.receive(want, r.Streams); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
 			}
 		}
-		return nil
+		return err
 	})
 }
 
@@ -309,6 +293,7 @@ func (b *bench) keepAlive(srv *server, r *result) error {
 // returns the plaintext bytes of a round: exactly with HTTP/1.1; at least, with
 // HTTP/2.
 func (b *bench) warmUp(c *client, r *result) (length int64, err error) {
+	c.wire.forget()
 	size := min(r.Body, 1<<20)
 	for range 2 {
 		if err := c.request(fileName(size), r.Streams); err != nil {

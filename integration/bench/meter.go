@@ -16,6 +16,7 @@ import (
 type reading struct {
 	server, user int64 // instructions of a control group; of these, outside the kernel
 	client       int64 // instructions of this process
+	collections  int   // cycles of the server's garbage collector that have ended
 }
 
 // perMicrosecond is how many instructions a guest runs in a microsecond of its

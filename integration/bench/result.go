@@ -18,6 +18,7 @@ type result struct {
 	Instructions int64  `json:"instructions"` // of the server, kernel included
 	User         int64  `json:"user"`         // of these, about how many outside the kernel
 	Client       int64  `json:"client"`       // instructions of the client
+	Collections  int    `json:"collections"`  // cycles of the garbage collector meanwhile
 	Records      int64  `json:"records"`      // TLS records with data
 	Plaintext    int64  `json:"plaintext"`    // bytes in them
 	KernelTLS    int64  `json:"kernel_tls"`   // connections that the kernel came to encrypt

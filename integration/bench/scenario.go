@@ -29,26 +29,26 @@ type scenario struct {
 }
 
 // sizes are those of the files, in bytes, with how many requests make a
-// measurement: enough that the garbage collector's cycles don't show.
+// measurement.
 var sizes = []struct {
 	body     int64
 	requests int
 }{
-	{1 << 10, 800},
-	{16 << 10, 480},
-	{64 << 10, 240},
-	{256 << 10, 96},
-	{1 << 20, 32},
-	{16 << 20, 8},
+	{1 << 10, 480},
+	{16 << 10, 320},
+	{64 << 10, 160},
+	{256 << 10, 48},
+	{1 << 20, 24},
+	{16 << 20, 4},
 }
 
 // storingFrom is the smallest body, in bytes, whose records are stored.
 const storingFrom = 256 << 10
 
 // scenarios returns what is measured of each server.
-func scenarios(quick bool) (all []scenario) {
+func scenarios(protocols []string, quick bool) (all []scenario) {
 	shapes := []struct{ connections, streams int }{{1, 1}, {8, 1}, {1, 8}}
-	for _, protocol := range []string{"h1", "h2"} {
+	for _, protocol := range protocols {
 		for _, size := range sizes {
 			for _, shape := range shapes {
 				if quick && shape != shapes[0] || protocol == "h1" && shape.streams > 1 {

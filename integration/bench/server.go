@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"debug/buildinfo"
 	"errors"
 	"fmt"
@@ -20,6 +21,9 @@ type serverKind struct {
 	program func(binary, config string) []string // the command
 	config  func(site) string
 
+	// Whether a scenario differs from what another kind does; nil: always.
+	matters func(scenario) bool
+
 	// The smallest body, in bytes, for which the kernel is to encrypt the
 	// connection; 0: never.
 	kernelFrom int64
@@ -29,11 +33,24 @@ type serverKind struct {
 const minSize = 128 << 10
 
 var serverKinds = map[string]serverKind{
-	"caddy":         {caddyProgram, func(s site) string { return s.caddyfile("", "") }, 0},
-	"caddy-ktls":    {caddyProgram, func(s site) string { return s.caddyfile(ktlsWrapper, "ktls") }, minSize},
-	"caddy-ktls-1m": {caddyProgram, func(s site) string { return s.caddyfile(ktlsWrapper, "ktls {\n\t\thttp2_frame_size 1MiB\n\t}") }, minSize},
-	"nginx":         {nginxProgram, func(s site) string { return s.nginxConf("") }, 0},
-	"nginx-ktls":    {nginxProgram, func(s site) string { return s.nginxConf("ssl_conf_command Options KTLS;") }, 1},
+	"caddy": {program: caddyProgram, config: func(s site) string { return s.caddyfile("", "") }},
+	"caddy-ktls": {
+		program:    caddyProgram,
+		config:     func(s site) string { return s.caddyfile(ktlsWrapper, "ktls") },
+		kernelFrom: minSize,
+	},
+	"caddy-ktls-1m": {
+		program:    caddyProgram,
+		config:     func(s site) string { return s.caddyfile(ktlsWrapper, "ktls {\n\t\thttp2_frame_size 1MiB\n\t}") },
+		matters:    func(sc scenario) bool { return sc.Protocol == "h2" && sc.Body >= minSize },
+		kernelFrom: minSize,
+	},
+	"nginx": {program: nginxProgram, config: func(s site) string { return s.nginxConf("") }},
+	"nginx-ktls": {
+		program:    nginxProgram,
+		config:     func(s site) string { return s.nginxConf("ssl_conf_command Options KTLS;") },
+		kernelFrom: 1,
+	},
 }
 
 func caddyProgram(binary, config string) []string {
@@ -159,6 +176,8 @@ func startServer(name, binary string, s site) (*server, error) {
 	args := kind.program(binary, config)
 	srv.cmd = exec.Command(args[0], args[1:]...)
 	srv.cmd.Stdout, srv.cmd.Stderr = log, log
+	// A line for each cycle of the garbage collector; see block.
+	srv.cmd.Env = append(os.Environ(), "GODEBUG=gctrace=1")
 	srv.cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd())}
 	if err := srv.cmd.Start(); err != nil {
 		return nil, err
@@ -188,6 +207,16 @@ func (s *server) wait() error {
 		}
 	}
 	return errors.New("the server doesn't listen")
+}
+
+// collections returns how many cycles of Go's garbage collector have ended; 0 if
+// the server isn't Go.
+func (s *server) collections() (int, error) {
+	text, err := os.ReadFile(s.log)
+	if err != nil {
+		return 0, err
+	}
+	return bytes.Count(text, []byte("\ngc ")), nil
 }
 
 // stop ends the server with all its processes.

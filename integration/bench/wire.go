@@ -71,6 +71,11 @@ func (w *wire) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// forget makes room: all that was stored has been read.
+func (w *wire) forget() {
+	w.stored, w.pos = w.stored[:0], 0
+}
+
 const (
 	readSize = 1 << 20              // bytes: no more is read at once
 	silence  = 2 * time.Millisecond // of the guest's time: nothing more comes
