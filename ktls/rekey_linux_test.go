@@ -202,13 +202,14 @@ func TestKeyUpdateIsAnsweredWithinSendFile(t *testing.T) {
 	}
 	waitFor(t, "the answer", func() bool { return l.tap.waiting.Load() > 0 })
 	got := make([]byte, len(content))
-	if _, err := io.ReadFull(client, got[:len(got)/2]); err != nil {
+	most := len(got) / 4 * 3 // what the buffers held, and one system call more
+	if _, err := io.ReadFull(client, got[:most]); err != nil {
 		t.Fatal(err)
 	}
 	if client.updates != 1 {
-		t.Errorf("%d KeyUpdates in the first half", client.updates)
+		t.Errorf("%d KeyUpdates in %d bytes", client.updates, most)
 	}
-	if _, err := io.ReadFull(client, got[len(got)/2:]); err != nil {
+	if _, err := io.ReadFull(client, got[most:]); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, content) {
