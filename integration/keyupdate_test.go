@@ -247,7 +247,7 @@ func (s *sclient) awaitNote(what string) error {
 func (s *sclient) roundTripper(t *testing.T, proto string) func(*http.Request) (*http.Response, error) {
 	t.Helper()
 	if proto == "h2" {
-		//lint:ignore SA1019 http.Transport gives no single connection back.
+		//lint:ignore SA1019 http.Transport wants a tls.Conn
 		conn, err := new(http2.Transport).NewClientConn(s)
 		if err != nil {
 			t.Fatal(err)

@@ -646,7 +646,7 @@ func blocked(t *testing.T, l *link, client net.Conn) (content []byte, done <-cha
 
 func blockedIn(t *testing.T, write func([]byte) (int, error), client net.Conn) (content []byte, done <-chan error) {
 	t.Helper()
-	content = randomBytes(2 * bigFile)
+	content = randomBytes(bigFile)
 	errs := make(chan error, 1)
 	go func() {
 		_, err := write(content)
