@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"syscall"
 	"time"
 
@@ -321,6 +322,8 @@ func (c *Conn) readFailed(err error) error {
 	}
 	if alert, ok := alertFor(err); ok {
 		err = c.localError(alert)
+	} else if se := (*os.SyscallError)(nil); errors.As(err, &se) {
+		c.tap.abort(err) // a reset is told once: see tap.Read
 	}
 	c.tap.rx.err = err
 	return err

@@ -1188,3 +1188,25 @@ func TestUpgradeWhileReaderWaits(t *testing.T) {
 		t.Errorf("the kernel doesn't receive: %v", l.takenOver())
 	}
 }
+
+// TestCloseWhileReadersAlertIsBlocked: as with an alert of crypto/tls.
+func TestCloseWhileReadersAlertIsBlocked(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes 5 s")
+	}
+	checkLeaks(t)
+	l, client := receivingLink(t, upgradable[0], Options{})
+	l.SetDeadline(time.Time{})
+	content := l.fill()
+	client.send(99, []byte("no such type"))
+	read := readAll(l)
+	for l.tap.wmu.TryLock() { // until the reader holds it
+		l.tap.wmu.Unlock()
+		time.Sleep(time.Millisecond)
+	}
+	within(t, 8*time.Second, "Close", func() { l.Close() })
+	if err := <-read; err == nil {
+		t.Error("an unknown record was read")
+	}
+	checkTruncated(t, client.c13, append(content, 0))
+}

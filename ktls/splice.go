@@ -8,7 +8,8 @@ import (
 
 // WriteTo writes all that Read would return to w, until the end of the stream.
 // Where the kernel decrypts and w is a *net.TCPConn, the bytes don't pass through
-// user space (splice(2)). The deadlines of both connections hold.
+// user space (splice(2)), which saves a copy in memory, but no instructions: the
+// kernel splices record by record. The deadlines of both connections hold.
 //
 // io.Copy finds this method on the Conn alone, not through a wrapper: net/http and
 // Caddy hide it, so that what Caddy's reverse_proxy passes on is copied by Read.

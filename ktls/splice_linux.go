@@ -8,9 +8,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// enough is how many bytes a pipe shall hold before they are written on: it has
-// room for 64 KiB, and a splice adds at most one record.
-const enough = 64<<10 - MaxPlaintext
+// pipeSize is what a pipe shall hold, in bytes. Where the system allows less
+// (pipe(7), fs.pipe-user-pages-soft), more system calls do the same.
+const pipeSize = 256 << 10
+
+// enough is how many bytes a pipe shall hold before they are written on: a splice
+// adds at most one record.
+const enough = pipeSize - MaxPlaintext
 
 // spliceTo moves application data from the socket to dst through a pipe, until
 // something else than that comes. errNoSplice: the kernel doesn't decrypt yet.
@@ -26,6 +30,7 @@ func (c *Conn) spliceTo(dst *net.TCPConn) (total int64, err error) {
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return 0, errNoSplice // no descriptors left: copy
 	}
+	unix.FcntlInt(uintptr(pipe[1]), unix.F_SETPIPE_SZ, pipeSize)
 	defer unix.Close(pipe[0])
 	defer unix.Close(pipe[1])
 	for {
