@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/prometheus/client_golang/prometheus"
@@ -90,6 +91,14 @@ func (s *wrapperSet) add(w *ListenerWrapper) {
 func (s *wrapperSet) remove(w *ListenerWrapper) {
 	s.mu.Lock()
 	s.all = slices.DeleteFunc(s.all, func(other *ListenerWrapper) bool { return other == w })
+	s.mu.Unlock()
+}
+
+// starting keeps what can't be read from the server's settings later on: Caddy
+// completes them after it has provisioned the wrapper.
+func (s *wrapperSet) starting(w *ListenerWrapper, handshakeTimeout time.Duration) {
+	s.mu.Lock()
+	w.timeout = handshakeTimeout
 	s.mu.Unlock()
 }
 

@@ -1,6 +1,7 @@
 package caddyktls
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -87,6 +88,7 @@ type ListenerWrapper struct {
 	features  *ktls.Features
 	usable    bool
 	admission *admission
+	timeout   time.Duration // of handshakes; known when the server starts, guarded by servers
 	logger    *zap.Logger
 }
 
@@ -291,6 +293,7 @@ func those(can func(version uint16, c ktls.Cipher) bool) []string {
 // WrapListener puts our connections in the place of those of the TLS listener
 // ln. A listener without TLS is returned as it is.
 func (w *ListenerWrapper) WrapListener(ln net.Listener) net.Listener {
+	servers.starting(w, w.handshakeTimeout())
 	if !w.usable {
 		return ln
 	}
@@ -349,7 +352,7 @@ func (w *ListenerWrapper) status() serverStatus {
 		Listen:           w.server.Listen,
 		Usable:           w.usable,
 		Upgrade:          w.Upgrade,
-		HandshakeTimeout: w.handshakeTimeout().Seconds(),
+		HandshakeTimeout: cmp.Or(time.Duration(w.HandshakeTimeout), w.timeout).Seconds(),
 	}
 	if w.usable {
 		s.MaxHandshakes, s.ZerocopyRO, s.RecordSize, s.RX = w.MaxHandshakes, w.ZerocopyRO, w.RecordSize, w.RX

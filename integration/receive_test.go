@@ -51,9 +51,12 @@ func backend(t *testing.T) (addr string) {
 // receipt is the backend's answer to the upload of content.
 func receipt(content []byte) string { return fmt.Sprint(int64(len(content)), sum(content), nil) }
 
-// proxied is a site with the fixtures whose path /to/ leads to a backend.
+// proxied is a site with the fixtures whose path /to/ leads to a backend. It has
+// no access log: to write the length of a request's body into it, Caddy v2.11.9
+// reads what reverse_proxy may still be counting.
 func proxied(t *testing.T) []site {
-	return []site{{body: files("reverse_proxy /to/* "+backend(t)+" {", "\ttransport http {", "\t\tkeepalive off", "\t}", "}")}}
+	body := files("reverse_proxy /to/* "+backend(t)+" {", "\ttransport http {", "\t\tkeepalive off", "\t}", "}")
+	return []site{{body: strings.TrimPrefix(body, "log\n")}}
 }
 
 // upload sends content; chunked without telling its length.
