@@ -53,7 +53,7 @@ func (r *result) collect(srv *server, requests int, f func(*block) error) error 
 		}
 		typical := representative(all)
 		collected := end.collections > 0 // it is Go: Caddy's start alone makes some
-		more := n < r.Requests || len(typical) == 0 || collected && !wholeCycle(all) && n < r.mostRequests()
+		more := n < r.Requests || len(typical) == 0 || collected && cycles(all) < enoughCycles && n < r.mostRequests()
 		if !more {
 			r.add(typical)
 			return nil
@@ -61,24 +61,33 @@ func (r *result) collect(srv *server, requests int, f func(*block) error) error 
 	}
 }
 
-// mostRequests is when no more is done to see a whole cycle. A large body needs
-// so little memory that cycles hardly count.
+// enoughCycles is how many of the garbage collector's a measurement is to have.
+const enoughCycles = 4
+
+// mostRequests is when no more is done to see enough cycles. Where bodies are
+// large, a cycle is little next to them.
 func (r *result) mostRequests() int {
-	if r.Mode == storing {
+	if r.Body > 1<<20 {
 		return 2 * r.scenario.Requests
 	}
-	return 4 * r.scenario.Requests
+	return 8 * r.scenario.Requests
 }
 
 func collecting(b block) bool {
 	return b.collections > 0
 }
 
-// wholeCycle says whether blocks contain all that happens from one of the garbage
-// collector's cycles to another.
-func wholeCycle(all []block) bool {
+// cycles returns how many whole cycles blocks contain: all that happens from the
+// end of one collection to that of another.
+func cycles(all []block) (n int) {
 	first := slices.IndexFunc(all, collecting)
-	return first >= 0 && slices.ContainsFunc(all[first+1:], collecting)
+	if first < 0 {
+		return 0
+	}
+	for _, b := range all[first+1:] {
+		n += b.collections
+	}
+	return n
 }
 
 // representative returns the blocks that show what a request costs in the long
@@ -86,7 +95,7 @@ func wholeCycle(all []block) bool {
 // Where there are none, cycles are so rare (large bodies need little memory) that
 // the long run has next to nothing of them: then those without.
 func representative(all []block) []block {
-	if wholeCycle(all) {
+	if cycles(all) > 0 {
 		first := slices.IndexFunc(all, collecting)
 		last := len(all) - 1
 		for !collecting(all[last]) {
