@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"reflect"
 	"time"
 
@@ -68,8 +67,12 @@ type ListenerWrapper struct {
 	// Default: 16384, the protocol's limit.
 	RecordSize int `json:"record_size,omitempty"`
 
-	// Let the kernel decrypt as well what clients send. A file server gains
-	// nothing by it. Default: false, Go decrypts.
+	// Let the kernel decrypt as well what clients send, on connections that it
+	// encrypts: with `upgrade handshake` on all of them, or else from the first
+	// response by sendfile on. Not with the listener wrappers proxy_protocol and
+	// http_redirect, which read ahead. A client's KeyUpdate then ends the
+	// connection where the kernel can't follow (before Linux 6.14). A file server
+	// gains nothing by it. Default: false, Go decrypts.
 	RX bool `json:"rx,omitempty"`
 
 	// How many TLS records the kernel may encrypt under one key, at least 64.
@@ -213,7 +216,7 @@ func (w *ListenerWrapper) dropUnsupported() error {
 	}
 	if w.RX && len(receives(w.features)) == 0 {
 		w.RX = false
-		return drop("rx", "decrypt (Linux 4.17, TLS 1.3 from 6.0 on)", w.features.RX[ktls.Combinations()[0]])
+		return drop("rx", "decrypt (Linux 6.0 or newer)", w.features.RX[ktls.Combinations()[0]])
 	}
 	return nil
 }
@@ -317,6 +320,8 @@ func (w *ListenerWrapper) WrapListener(ln net.Listener) net.Listener {
 		ZerocopyRO:         w.ZerocopyRO,
 		RecordSize:         w.RecordSize,
 		RX:                 w.RX,
+		Unbuffered:         unbuffered,
+		OnReceive:          l.receiving,
 		KeyLimit:           w.KeyLimit,
 		OnUpgrade:          l.upgraded,
 		OnRekey:            l.rekeyed,
@@ -372,10 +377,11 @@ func (l *listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{listener: l}
+	c, h := &conn{listener: l}, new(handshake)
+	c.pending.Store(h)
 	if l.admit != nil {
-		c.gate = &gate{Conn: raw, to: l.admit}
-		raw = c.gate
+		h.gate = &gate{Conn: raw, to: l.admit}
+		raw = h.gate
 	}
 	c.Conn = ktls.Server(raw, l.config, l.opts)
 	return c, nil
@@ -487,7 +493,9 @@ type connKey struct{}
 func connContext(ctx context.Context, c net.Conn) context.Context {
 	for c != nil {
 		if own, ok := c.(*conn); ok {
-			own.ctx = ctx
+			if h := own.pending.Load(); h != nil {
+				h.ctx = ctx
+			}
 			return context.WithValue(ctx, connKey{}, own)
 		}
 		switch typeName(c) {
@@ -498,15 +506,6 @@ func connContext(ctx context.Context, c net.Conn) context.Context {
 		}
 	}
 	return ctx
-}
-
-// handshakeContext is the context that net/http would run a handshake with.
-func (c *conn) handshakeContext() context.Context {
-	ctx := c.ctx
-	if ctx == nil {
-		ctx = context.Background()
-	}
-	return context.WithValue(ctx, http.LocalAddrContextKey, c.LocalAddr())
 }
 
 // Interface guards
