@@ -137,11 +137,12 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 // UnmarshalCaddyfile sets up the handler from Caddyfile tokens. Syntax:
 //
 //	ktls [<matcher>] [off] {
-//	    min_size <size>
-//	    chunk    <size>
-//	    http2    on|off
-//	    allow_fs <names...>
-//	    deny_fs  <names...>
+//	    min_size         <size>
+//	    chunk            <size>
+//	    http2            on|off
+//	    http2_frame_size <size>
+//	    allow_fs         <names...>
+//	    deny_fs          <names...>
 //	}
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume directive name

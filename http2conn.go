@@ -37,6 +37,9 @@ func (c *conn) readHTTP2(p []byte) (int, error) {
 		}
 		n, err := c.Conn.Read(p)
 		frames.Received(p[:n])
+		if held := frames.Held(); held != nil {
+			<-held
+		}
 		if n == 0 && errors.Is(err, os.ErrDeadlineExceeded) && c.unkick() {
 			continue
 		}

@@ -61,33 +61,44 @@ func TestReason(t *testing.T) {
 		}
 	})
 	t.Run("http2_unknown_server", func(t *testing.T) {
+		servers := http2Servers
+		defer func() { http2Servers = servers }()
+		http2Servers = func() map[string]*http2Server {
+			unknown := map[string]*http2Server{}
+			for writer := range servers() {
+				unknown[writer] = &http2Server{writer: writer, err: io.ErrShortWrite}
+			}
+			return unknown
+		}
+		const size = 64 << 10
 		f, err := os.Create(filepath.Join(t.TempDir(), "f"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		const size = 64 << 10
 		if err := f.Truncate(size); err != nil {
 			t.Fatal(err)
 		}
 		h := &Handler{MinSize: 1, AllowFS: fileSystemNames()}
 		var path, reason string
-		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			rw := &responseWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, handler: h, conn: bareConn(), http2: true, length: -1}
 			rw.Header().Set("Content-Type", "application/octet-stream")
 			rw.Header().Set("Content-Length", strconv.Itoa(size))
 			io.CopyN(rw, f, size)
 			path, reason = rw.outcome()
 		}))
-		resp, err := http.Get(srv.URL)
+		srv.EnableHTTP2 = true
+		srv.StartTLS()
+		resp, err := srv.Client().Get(srv.URL)
 		if err != nil {
 			t.Fatal(err)
 		}
 		n, err := io.Copy(io.Discard, resp.Body)
 		resp.Body.Close()
 		srv.Close()
-		if n != size || err != nil {
-			t.Errorf("the client got %d bytes, %v", n, err)
+		if n != size || err != nil || resp.ProtoMajor != 2 {
+			t.Errorf("the client got %d bytes over %s, %v", n, resp.Proto, err)
 		}
 		if path != pathPlain || reason != "http2_unknown_server" {
 			t.Errorf("%s, %s", path, reason)

@@ -50,7 +50,18 @@ func TestH2spec(t *testing.T) {
 					failed++
 				}
 				for i := 1; i < len(results); i++ {
-					if got := results[i][name]; got != want {
+					got := results[i][name]
+					// How some cases end is a race between the tool and the
+					// server, stock Caddy or not.
+					for try := 0; got != want && try < 20; try++ {
+						spec, _, _ := strings.Cut(name, ": ")
+						for _, want = range c.h2spec(t, h2spec, 0, path, spec) {
+						}
+						for _, got = range c.h2spec(t, h2spec, i, path, spec) {
+						}
+						t.Logf("listener %d, again: %s: %s; with stock Caddy %s", i, name, got, want)
+					}
+					if got != want {
 						t.Errorf("listener %d: %s: %s; with stock Caddy %s", i, name, got, want)
 					}
 				}
@@ -64,14 +75,14 @@ func TestH2spec(t *testing.T) {
 }
 
 // h2spec returns how each case went: passed, failed or skipped.
-func (c *caddy) h2spec(t *testing.T, program string, i int, path string) map[string]string {
+func (c *caddy) h2spec(t *testing.T, program string, i int, path string, specs ...string) map[string]string {
 	t.Helper()
 	report := filepath.Join(t.TempDir(), "report.xml")
 	args := []string{"-t", "-k", "-h", "localhost", "-p", strconv.Itoa(c.ports[i]), "-P", path, "-j", report}
 	if slow {
 		args = append(args, "-o", "20")
 	}
-	cmd := exec.Command(program, args...)
+	cmd := exec.Command(program, append(specs, args...)...)
 	out, err := cmd.CombinedOutput() // fails if a case does
 	b, rerr := os.ReadFile(report)
 	if rerr != nil {

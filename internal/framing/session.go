@@ -102,6 +102,7 @@ func (s *Session) fail(err error) {
 		b.finish()
 	}
 	s.bodies, s.void = nil, nil
+	s.settings.release()
 	s.updateWants()
 }
 

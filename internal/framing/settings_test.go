@@ -269,3 +269,52 @@ func TestClientsFrameSize(t *testing.T) {
 		t.Fatal(got)
 	}
 }
+
+// TestHeld: SETTINGS that come while those injected aren't acknowledged are to be
+// held until they are, or never will be.
+func TestHeld(t *testing.T) {
+	begin := func() *Session {
+		s := new(Session)
+		s.Received(append([]byte(http2.ClientPreface), settingsFrame(0)...))
+		if s.Held() != nil {
+			t.Fatal("held before anything was injected")
+		}
+		if _, err := s.Rewrite(frames(t, (*http2.Framer).WriteSettingsAck)); err != nil {
+			t.Fatal(err)
+		}
+		s.Enlarge(MaxFrameSize)
+		if n := s.Inject(make([]byte, 100)); n != headerLen+settingLen {
+			t.Fatal(n)
+		}
+		if s.Held() != nil {
+			t.Fatal("held before the client sent any")
+		}
+		s.Received(settingsFrame(1 << 15)[:headerLen])
+		return s
+	}
+	isClosed := func(held <-chan struct{}) bool {
+		select {
+		case <-held:
+			return true
+		default:
+			return false
+		}
+	}
+	s := begin()
+	held := s.Held()
+	if held == nil || isClosed(held) {
+		t.Fatal("not held")
+	}
+	if _, err := s.Rewrite(frames(t, (*http2.Framer).WriteSettingsAck)); err != nil {
+		t.Fatal(err)
+	}
+	if !isClosed(held) || s.Held() != nil {
+		t.Error("still held after the acknowledgement")
+	}
+	s = begin()
+	held = s.Held()
+	s.Close(nil)
+	if !isClosed(held) || s.Held() != nil {
+		t.Error("still held after the end")
+	}
+}
