@@ -80,11 +80,9 @@ type Handler struct {
 	logger *zap.Logger
 }
 
-// defaultMinSize is the default of Handler.MinSize, in bytes. Measured against
-// Caddy without the module, in 1000 instructions per response (kernel 7.3, TLS
-// 1.3 AES-128-GCM, HTTP/1.1): on a kept-alive connection 64 KiB 490 with
-// crypto/tls and 500 to 570 with sendfile, 256 KiB 1351 and 1240 to 1330; with a
-// handshake each, 64 KiB 3008 and 3180, 256 KiB 3970 and 3700.
+// defaultMinSize is the default of Handler.MinSize, in bytes: where sendfile costs
+// no more than the plain path, neither on a kept-alive connection nor with one
+// for each response. docs/min-size.md has what was measured on both sides.
 const defaultMinSize = 128 << 10
 
 // CaddyModule returns the Caddy module information.
