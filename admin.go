@@ -70,6 +70,7 @@ type serverStatus struct {
 	MaxHandshakes    int      `json:"max_handshakes"`    // 0: no bound
 	ZerocopyRO       bool     `json:"zerocopy_ro"`
 	RecordSize       int      `json:"record_size"`
+	KeyLimit         uint64   `json:"key_limit"` // records; 0: as many as the cipher allows
 	RX               bool     `json:"rx"`
 }
 

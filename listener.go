@@ -356,6 +356,7 @@ func (w *ListenerWrapper) status() serverStatus {
 	}
 	if w.usable {
 		s.MaxHandshakes, s.ZerocopyRO, s.RecordSize, s.RX = w.MaxHandshakes, w.ZerocopyRO, w.RecordSize, w.RX
+		s.KeyLimit = w.KeyLimit
 		if s.RecordSize == 0 {
 			s.RecordSize = maxRecordSize
 		}
