@@ -229,8 +229,8 @@ func TestHandshakeRefused(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := newGated(1, timeout)
 			_, other := s.connect()
-			other.gate.begin(0)
-			if err := other.gate.enter(false); err != nil {
+			other.gate().begin(0)
+			if err := other.gate().enter(false); err != nil {
 				t.Fatal(err)
 			}
 			s.find = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
@@ -246,7 +246,7 @@ func TestHandshakeRefused(t *testing.T) {
 				t.Errorf("refused after %v, want %v", took, want)
 			}
 			s.checkFree(t, 0)
-			other.gate.leave()
+			other.gate().leave()
 			s.checkFree(t, 1)
 		})
 	}
@@ -353,21 +353,21 @@ func TestAdmissionOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newGated(1, time.Minute)
 		_, holder := s.connect()
-		holder.gate.enter(false)
+		holder.gate().enter(false)
 		var order []int
 		for n, again := range []bool{false, true, false, true} {
 			_, c := s.connect()
-			c.gate.begin(time.Minute)
+			c.gate().begin(time.Minute)
 			go func() {
-				if err := c.gate.enter(again); err != nil {
+				if err := c.gate().enter(again); err != nil {
 					t.Error(err)
 				}
 				order = append(order, n)
-				c.gate.leave()
+				c.gate().leave()
 			}()
 			synctest.Wait()
 		}
-		holder.gate.leave()
+		holder.gate().leave()
 		synctest.Wait()
 		if want := [4]int{1, 3, 0, 2}; len(order) != 4 || [4]int(order) != want {
 			t.Errorf("order %v, want %v", order, want)
@@ -387,11 +387,11 @@ func TestClosedInQueue(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := newGated(1, 0)
 			_, holder := s.connect()
-			holder.gate.enter(false)
+			holder.gate().enter(false)
 			client, server := s.connect()
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			server.ctx = ctx
+			server.pending.Load().ctx = ctx
 			done := make(chan error)
 			begin := time.Now()
 			go func() { done <- server.handshake() }()
@@ -407,10 +407,10 @@ func TestClosedInQueue(t *testing.T) {
 			if took := time.Since(begin); took != 0 {
 				t.Errorf("%s: the end came after %v", name, took)
 			}
-			holder.gate.leave()
+			holder.gate().leave()
 			s.checkFree(t, 1)
 			client.Close()
-			if err := server.gate.enter(false); !errors.Is(err, net.ErrClosed) {
+			if err := server.gate().enter(false); !errors.Is(err, net.ErrClosed) {
 				t.Errorf("%s: entering once more: %v", name, err)
 			}
 		})
@@ -429,11 +429,11 @@ func TestAdmissionLosesNoPlace(t *testing.T) {
 			wg.Go(func() {
 				time.Sleep(time.Duration(i/7) * time.Second)
 				_, c := s.connect()
-				c.gate.begin(time.Duration(1+i%3) * time.Second)
+				c.gate().begin(time.Duration(1+i%3) * time.Second)
 				if i%11 == 0 {
-					time.AfterFunc(time.Second, func() { c.gate.Close() })
+					time.AfterFunc(time.Second, func() { c.gate().Close() })
 				}
-				if err := c.gate.enter(i%2 == 0); err != nil {
+				if err := c.gate().enter(i%2 == 0); err != nil {
 					refused.Add(1)
 					return
 				}
@@ -442,8 +442,8 @@ func TestAdmissionLosesNoPlace(t *testing.T) {
 				}
 				time.Sleep(time.Second)
 				holding.Add(-1)
-				c.gate.leave()
-				c.gate.leave()
+				c.gate().leave()
+				c.gate().leave()
 			})
 		}
 		wg.Wait()
@@ -453,3 +453,6 @@ func TestAdmissionLosesNoPlace(t *testing.T) {
 		}
 	})
 }
+
+// gate is the connection's gate, while there is a handshake.
+func (c *conn) gate() *gate { return c.pending.Load().gate }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -26,22 +27,12 @@ import (
 type conn struct {
 	*ktls.Conn
 	listener *listener
-	gate     *gate           // nil: handshakes have no bound
-	ctx      context.Context // of the connection; set before it is served
+	pending  atomic.Pointer[handshake] // nil once it is done: connections idle for long
+	gauge    atomic.Int32
 
-	handshakeOnce sync.Once
-	handshakeErr  error
-	ready         atomic.Bool // handshake is done
-	gauge         atomic.Int32
-
-	// The read deadline. One set before the handshake counts from its end.
-	mu       sync.Mutex
-	deadline time.Time
-	setAt    time.Time
-
-	h2      bool       // negotiated protocol; set before ready
+	h2      bool       // negotiated protocol; set before pending is nil
+	preface int8       // bytes of the HTTP/2 client preface seen; -1 when it is settled
 	http2   *http2Conn // with h2
-	preface int        // bytes of the HTTP/2 client preface seen; -1 when it is settled
 
 	// The response under way. Used by the goroutine that writes it, and only on
 	// HTTP/1.1.
@@ -49,13 +40,25 @@ type conn struct {
 	body *body // announced
 }
 
+// handshake is what a connection has until its handshake is done.
+type handshake struct {
+	ctx  context.Context // of the connection; set before it is served
+	gate *gate           // nil: handshakes have no bound
+
+	once sync.Once
+	err  error
+
+	// A read deadline set before the end of the handshake counts from there.
+	mu       sync.Mutex
+	deadline time.Time
+	setAt    time.Time
+}
+
 // Read runs the handshake first. A connection that net/http would not have
 // served at all (handshake failed, protocol not ours) is at its end.
 func (c *conn) Read(p []byte) (int, error) {
-	if !c.ready.Load() {
-		if err := c.handshake(); err != nil {
-			return 0, io.EOF
-		}
+	if err := c.handshake(); err != nil {
+		return 0, io.EOF
 	}
 	var n int
 	var err error
@@ -81,7 +84,7 @@ func (c *conn) checkPreface(p []byte) bool {
 			return !c.h2
 		}
 		c.preface++
-		if c.preface == len(http2.ClientPreface) {
+		if int(c.preface) == len(http2.ClientPreface) {
 			c.preface = -1
 			return c.h2
 		}
@@ -90,27 +93,33 @@ func (c *conn) checkPreface(p []byte) bool {
 }
 
 func (c *conn) handshake() error {
-	c.handshakeOnce.Do(func() {
+	h := c.pending.Load()
+	if h == nil {
+		return nil
+	}
+	h.once.Do(func() {
 		metrics.inFlight.Inc()
 		defer metrics.inFlight.Dec()
-		c.handshakeErr = io.ErrUnexpectedEOF // unless it returns: a callback may panic
-		c.handshakeErr = c.runHandshake()
-		c.ready.Store(c.handshakeErr == nil)
+		h.err = io.ErrUnexpectedEOF // unless it returns: a callback may panic
+		h.err = c.runHandshake(h)
+		if h.err == nil {
+			c.pending.Store(nil)
+		}
 	})
-	return c.handshakeErr
+	return h.err
 }
 
-func (c *conn) runHandshake() error {
+func (c *conn) runHandshake(h *handshake) error {
 	l := c.listener
 	begin := time.Now()
 	if l.timeout > 0 {
 		c.Conn.SetDeadline(time.Now().Add(l.timeout))
 	}
-	if c.gate != nil {
-		c.gate.begin(l.timeout)
-		defer c.gate.leave()
+	if h.gate != nil {
+		h.gate.begin(l.timeout)
+		defer h.gate.leave()
 	}
-	err := c.HandshakeContext(c.handshakeContext())
+	err := c.HandshakeContext(h.context(c.LocalAddr()))
 	countHandshake(begin, err)
 	if err != nil {
 		if e := l.logger.Check(zapcore.DebugLevel, "TLS handshake error"); e != nil {
@@ -123,7 +132,7 @@ func (c *conn) runHandshake() error {
 		c.Close()
 		return err
 	}
-	c.restoreDeadline()
+	deadline := h.restoreDeadline(c.Conn)
 	c.countCurrent()
 
 	state := c.ConnectionState()
@@ -135,7 +144,7 @@ func (c *conn) runHandshake() error {
 			c.Close()
 			return errors.New("HTTP/2 prohibits " + tls.CipherSuiteName(state.CipherSuite))
 		}
-		c.h2, c.http2 = true, new(http2Conn)
+		c.h2, c.http2 = true, &http2Conn{deadline: deadline}
 		if size := l.opts.RecordSize; size > 0 {
 			c.http2.frames.Record = size - 1 // in TLS 1.3 the type counts
 		}
@@ -165,7 +174,7 @@ func prohibitedByHTTP2(state *tls.ConnectionState) bool {
 // Close closes the connection as ktls.Conn does.
 func (c *conn) Close() error {
 	err := c.Conn.Close()
-	if c.ready.Load() && c.http2 != nil {
+	if c.pending.Load() == nil && c.http2 != nil {
 		c.http2.frames.Close(net.ErrClosed)
 	}
 	if c.gauge.Swap(gaugeClosed) == gaugeCounted {
@@ -205,32 +214,41 @@ func looksLikeHTTP(hdr [5]byte) bool {
 	return false
 }
 
-// SetReadDeadline sets the deadline of Read. Before the handshake, which has a
-// time-out of its own, it is kept for afterwards.
+// SetReadDeadline sets the deadline of Read. Before the end of the handshake,
+// which has a time-out of its own, it is kept for afterwards too.
 func (c *conn) SetReadDeadline(t time.Time) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.deadline = t
-	if !c.ready.Load() {
-		c.setAt = time.Now()
-	} else if c.http2 != nil && c.http2.kicked.Load() {
-		return nil // the reader will set it
+	if h := c.pending.Load(); h != nil {
+		h.mu.Lock()
+		h.deadline, h.setAt = t, time.Now()
+		h.mu.Unlock()
+	} else if c.http2 != nil {
+		return c.setReadDeadlineHTTP2(t)
 	}
 	return c.Conn.SetReadDeadline(t)
 }
 
-// restoreDeadline replaces the deadline of the handshake by the one that was
-// set before it, with the time that was left then.
-func (c *conn) restoreDeadline() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.Conn.SetWriteDeadline(time.Time{})
-	if c.deadline.IsZero() {
-		c.Conn.SetReadDeadline(time.Time{})
-		return
+// context is the context that net/http would run a handshake with.
+func (h *handshake) context(local net.Addr) context.Context {
+	ctx := h.ctx
+	if ctx == nil {
+		ctx = context.Background()
 	}
-	c.deadline = time.Now().Add(c.deadline.Sub(c.setAt))
-	c.Conn.SetReadDeadline(c.deadline)
+	return context.WithValue(ctx, http.LocalAddrContextKey, local)
+}
+
+// restoreDeadline replaces the deadline of the handshake by the one that was
+// set before it, with the time that was left then, and returns it.
+func (h *handshake) restoreDeadline(c *ktls.Conn) (deadline time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	c.SetWriteDeadline(time.Time{})
+	if h.deadline.IsZero() {
+		c.SetReadDeadline(time.Time{})
+		return time.Time{}
+	}
+	deadline = time.Now().Add(h.deadline.Sub(h.setAt))
+	c.SetReadDeadline(deadline)
+	return deadline
 }
 
 // body is a part of a file that is sent in the place of stand-in bytes.
@@ -248,10 +266,8 @@ var errStandIn = errors.New("stand-in bytes don't match the announced body")
 // Write writes to the client. Stand-in bytes never leave: they are replaced by
 // the announced body, or the connection ends.
 func (c *conn) Write(p []byte) (int, error) {
-	if !c.ready.Load() {
-		if err := c.handshake(); err != nil {
-			return 0, err
-		}
+	if err := c.handshake(); err != nil {
+		return 0, err
 	}
 	if c.http2 != nil {
 		return c.writeHTTP2(p)

@@ -17,9 +17,9 @@ func TestGoneFromQueue(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newGated(1, 0)
 			_, holder := s.connect()
-			holder.gate.enter(false)
+			holder.gate().enter(false)
 			client, server := s.connectTCP(t)
-			below := server.gate.Conn
+			below := server.gate().Conn
 			if clientGone(below) {
 				t.Error("a client that has sent nothing is taken for gone")
 			}
@@ -33,7 +33,7 @@ func TestGoneFromQueue(t *testing.T) {
 			for !clientGone(below) {
 				time.Sleep(time.Millisecond)
 			}
-			holder.gate.leave()
+			holder.gate().leave()
 			if err := <-done; !errors.Is(err, errLeftQueue) {
 				t.Error(err)
 			}

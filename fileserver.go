@@ -62,7 +62,7 @@ type Handler struct {
 	// from 16384 to 1048576; clients get theirs of the size they accept. Larger
 	// ones cost less processor time, and as much memory for each HTTP/2 connection
 	// that a file was sent on by sendfile. Multiples of 16375 are best. Default:
-	// 147375.
+	// 114625.
 	HTTP2FrameSize int64 `json:"http2_frame_size,omitempty"`
 
 	// File systems to send from that are not trusted by default, by their
@@ -127,6 +127,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		pairs.handler(ctx, server, h.logger)
 	}
 	ktls.Probe() // not with the first request
+	framing.StandIn(0, int(h.HTTP2FrameSize))
 	for writer, s := range http2Servers() {
 		if s.err != nil {
 			h.logger.Warn("no sendfile over HTTP/2: this build's server isn't known", zap.String("writer", writer), zap.Error(s.err))
@@ -194,6 +195,8 @@ func (h *Handler) eligible(r *http.Request) (*conn, string) {
 	}
 	c, ok := r.Context().Value(connKey{}).(*conn)
 	switch {
+	case r.ProtoMajor == 3:
+		return nil, reasonHTTP3
 	case !ok && !ktls.Probe().Usable():
 		return nil, ktls.ReasonKernel
 	case !ok:

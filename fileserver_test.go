@@ -3,6 +3,7 @@ package caddyktls
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"io"
 	"net"
 	"net/http"
@@ -12,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-ktls/caddy-ktls/ktls"
 )
 
 func TestUnwrapFileFindsTheFileUnderItsLimits(t *testing.T) {
@@ -179,13 +182,16 @@ func TestConnContextFindsOurConnection(t *testing.T) {
 	}
 }
 
+// bareConn is a connection on nothing, before its handshake.
+func bareConn() *conn { return &conn{Conn: ktls.Server(nil, new(tls.Config), nil)} }
+
 type wrappedConn struct{ net.Conn }
 
 // A flush sends the header: what a handler adds later doesn't count.
 func TestFlushSettlesTheHeader(t *testing.T) {
 	lengths := make(chan int64, 2)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		rw := &responseWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, conn: &conn{}, length: -1}
+		rw := &responseWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, conn: bareConn(), length: -1}
 		early := r.URL.Path == "/early"
 		if early {
 			rw.Header().Set("Content-Length", "3")

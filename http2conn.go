@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,9 @@ import (
 type http2Conn struct {
 	frames framing.Session
 	kicked atomic.Bool // the reader is to look for what is to be injected
+
+	mu       sync.Mutex
+	deadline time.Time // of Read, while kicked isn't
 }
 
 // readHTTP2 is Read where frames are followed.
@@ -51,8 +55,11 @@ func (c *conn) enlarge(size int64) {
 // kick wakes a reader that waits for the client: by its deadline, which is put
 // back as soon as it is awake.
 func (c *conn) kick() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	if c.http2.kicked.Load() {
+		return
+	}
+	c.http2.mu.Lock()
+	defer c.http2.mu.Unlock()
 	c.http2.kicked.Store(true)
 	c.Conn.SetReadDeadline(time.Unix(1, 0))
 }
@@ -62,11 +69,21 @@ func (c *conn) unkick() bool {
 	if !c.http2.kicked.Load() {
 		return false
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.http2.mu.Lock()
+	defer c.http2.mu.Unlock()
 	c.http2.kicked.Store(false)
-	c.Conn.SetReadDeadline(c.deadline)
+	c.Conn.SetReadDeadline(c.http2.deadline)
 	return true
+}
+
+func (c *conn) setReadDeadlineHTTP2(t time.Time) error {
+	c.http2.mu.Lock()
+	defer c.http2.mu.Unlock()
+	c.http2.deadline = t
+	if c.http2.kicked.Load() {
+		return nil // the reader will set it
+	}
+	return c.Conn.SetReadDeadline(t)
 }
 
 // writeHTTP2 is Write where frames are followed. The payload of frames that
@@ -78,6 +95,10 @@ func (c *conn) writeHTTP2(p []byte) (int, error) {
 			c.failed(err)
 		}
 		return 0, err
+	}
+	defer clear(parts) // else an idle connection pins the server's pooled buffer
+	if c.http2.frames.WantsInject() {
+		c.kick()
 	}
 	switch {
 	case len(parts) == 0: // held back, or an answer to what the client never asked

@@ -11,10 +11,12 @@ import (
 // Sizes of the frames that the HTTP/2 server is made to write, in bytes.
 // Multiples of 16375, which with a header fills a TLS record, waste none.
 //
-// The server keeps a buffer of the size of its largest frame for as long as the
-// connection lives: 144 KiB with the default, where stock Caddy has 18.
+// The server keeps a buffer for its largest frame for as long as the connection
+// lives. It grows as append does, so that it may be a quarter larger than the
+// frame: with the default 112 to 144 KiB, where stock Caddy has 18.
 const (
-	defaultFrameSize = 9 * 16375
+	recordPayload    = 16<<10 - frameHeaderLen
+	defaultFrameSize = 7 * recordPayload
 	minFrameSize     = framing.MinFrameSize
 	maxFrameSize     = framing.MaxFrameSize
 )
@@ -40,16 +42,18 @@ func (w *responseWriter) watch() {
 func (s *sending) runHTTP2() (done int64, err error) {
 	w, body, below := s.w, s.w.stream, s.w.ResponseWriter
 	limit, restore := s.raiseChunk()
-	stop := func() {}
+	announced, stop := false, func() {}
 	defer func() {
 		stop()
 		restore()
-		done = s.n - body.Left()
+		if announced {
+			done = s.n - body.Left()
+		}
 		if done != s.n {
 			w.cut = true
 			body.Void()
 		}
-		w.sent += done
+		w.sent = done
 		s.advance(done)
 	}()
 
@@ -61,9 +65,10 @@ func (s *sending) runHTTP2() (done int64, err error) {
 	if err := body.Announce(s.file, w.copied, s.off, s.n); err != nil {
 		return 0, err
 	}
+	announced = true
 	stop = s.keepAliveHTTP2(body)
 	limit = min(limit, framing.MaxStandIn-minStandIn)
-	step := min(limit, frame)
+	step := wholeRecords(min(limit, frame))
 	for pos := int64(0); pos < s.n; {
 		n := nextStandIn(s.n-pos, step)
 		begin := time.Now()
@@ -77,7 +82,6 @@ func (s *sending) runHTTP2() (done int64, err error) {
 	select {
 	case <-body.Done():
 	case <-s.ctx.Done():
-		return 0, s.ctx.Err()
 	}
 	if body.Left() > 0 {
 		return 0, errBodyCut
@@ -95,11 +99,20 @@ func pace(n int64, d time.Duration, frame, limit int64) int64 {
 	perFrame := int64(float64(n) / float64(d) * float64(frameTime)) // bytes in frameTime
 	switch {
 	case perFrame >= 4*frame:
-		return min(max(frame, 4*frame), limit)
+		return wholeRecords(min(4*frame, limit))
 	case perFrame >= frame:
-		return min(frame, limit)
+		return wholeRecords(min(frame, limit))
 	}
-	return min(max(perFrame, minFrameSize), limit)
+	return wholeRecords(min(max(perFrame, minFrameSize), limit))
+}
+
+// wholeRecords rounds n, in bytes, down to what fills records, if it is more than
+// one.
+func wholeRecords(n int64) int64 {
+	if n < recordPayload {
+		return n
+	}
+	return n / recordPayload * recordPayload
 }
 
 // keepAliveHTTP2 keeps Caddy's idle time-out as it is without us: a client has

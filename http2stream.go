@@ -40,6 +40,7 @@ func (s *http2Server) streamID(w http.ResponseWriter) uint32 {
 var http2Servers = sync.OnceValue(func() map[string]*http2Server {
 	servers := map[string]*http2Server{}
 	for _, configure := range []func(*http.Server) error{
+		//lint:ignore SA1019 Caddy does so.
 		func(srv *http.Server) error { return http2.ConfigureServer(srv, new(http2.Server)) },
 		func(*http.Server) error { return nil },
 	} {

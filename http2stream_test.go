@@ -23,16 +23,20 @@ func TestHTTP2Servers(t *testing.T) {
 }
 
 func TestPathToStreamID(t *testing.T) {
-	type stream struct{ id uint32 }
-	type state struct{ stream *stream }
-	type right struct{ rws *state }
-	if path, err := pathToStreamID(reflect.TypeOf(&right{})); err != nil || len(path) != 3 {
+	type right struct {
+		rws *struct{ stream *struct{ id uint32 } }
+	}
+	r := &right{}
+	_ = r.rws
+	if path, err := pathToStreamID(reflect.TypeOf(r)); err != nil || len(path) != 3 {
 		t.Errorf("%v, %v", path, err)
 	}
-	type signed struct{ id int }
 	for _, v := range []any{
-		right{}, &struct{ rws state }{}, &struct{ r *state }{}, new(int),
-		&struct{ rws *struct{ stream *signed } }{},
+		right{}, new(int), &struct{ r *int }{},
+		&struct{ rws struct{ stream int } }{},
+		&struct {
+			rws *struct{ stream *struct{ id int } }
+		}{},
 	} {
 		if path, err := pathToStreamID(reflect.TypeOf(v)); err == nil {
 			t.Errorf("%T: %v", v, path)

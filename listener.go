@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"reflect"
 	"time"
 
@@ -219,7 +218,7 @@ func (w *ListenerWrapper) dropUnsupported() error {
 	}
 	if w.RX && len(receives(w.features)) == 0 {
 		w.RX = false
-		return drop("rx", "decrypt (Linux 4.17, TLS 1.3 from 6.0 on)", w.features.RX[ktls.Combinations()[0]])
+		return drop("rx", "decrypt (Linux 6.0 or newer)", w.features.RX[ktls.Combinations()[0]])
 	}
 	return nil
 }
@@ -381,10 +380,11 @@ func (l *listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{listener: l}
+	c, h := &conn{listener: l}, new(handshake)
+	c.pending.Store(h)
 	if l.admit != nil {
-		c.gate = &gate{Conn: raw, to: l.admit}
-		raw = c.gate
+		h.gate = &gate{Conn: raw, to: l.admit}
+		raw = h.gate
 	}
 	c.Conn = ktls.Server(raw, l.config, l.opts)
 	return c, nil
@@ -496,7 +496,9 @@ type connKey struct{}
 func connContext(ctx context.Context, c net.Conn) context.Context {
 	for c != nil {
 		if own, ok := c.(*conn); ok {
-			own.ctx = ctx
+			if h := own.pending.Load(); h != nil {
+				h.ctx = ctx
+			}
 			return context.WithValue(ctx, connKey{}, own)
 		}
 		switch typeName(c) {
@@ -507,15 +509,6 @@ func connContext(ctx context.Context, c net.Conn) context.Context {
 		}
 	}
 	return ctx
-}
-
-// handshakeContext is the context that net/http would run a handshake with.
-func (c *conn) handshakeContext() context.Context {
-	ctx := c.ctx
-	if ctx == nil {
-		ctx = context.Background()
-	}
-	return context.WithValue(ctx, http.LocalAddrContextKey, c.LocalAddr())
 }
 
 // Interface guards

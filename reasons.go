@@ -13,6 +13,7 @@ const (
 	reasonDisabled     = "disabled"        // `ktls off`
 	reasonNotWrapped   = "not_wrapped"     // not a connection of the listener wrapper
 	reasonHTTP2        = "http2_off"       // HTTP/2 with `http2 off`
+	reasonHTTP3        = "http3"           // HTTP/3: its records are QUIC's
 	reasonMethod       = "method"          // not GET
 	reasonNoBody       = "no_body"         // nothing was written, as with status 304
 	reasonChunked      = "chunked"         // no Content-Length

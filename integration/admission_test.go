@@ -25,11 +25,11 @@ import (
 	"time"
 )
 
-// rsaSite is a site whose certificate takes the server milliseconds to sign
-// with: many handshakes make a queue.
-func rsaSite(t *testing.T) site {
+// rsaCertificate is a directive for a certificate that the server takes
+// milliseconds to sign with: many handshakes make a queue.
+func rsaCertificate(t testing.TB, bits int) string {
 	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 4096)
+	key, err := rsa.GenerateKey(rand.Reader, bits)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +52,7 @@ func rsaSite(t *testing.T) site {
 			t.Fatal(err)
 		}
 	}
-	return site{body: files("tls " + filepath.Join(dir, "cert.pem") + " " + filepath.Join(dir, "key.pem"))}
+	return "tls " + filepath.Join(dir, "cert.pem") + " " + filepath.Join(dir, "key.pem")
 }
 
 // anyCertificate is for servers with a certificate of their own.
@@ -195,7 +195,7 @@ func (c *mutedConn) Close() error { return nil } // nor does it say goodbye
 // closed, counted and logged, and leave nothing behind.
 func TestMaxHandshakesTimeout(t *testing.T) {
 	needKTLS(t)
-	c := start(t, listener{wrappers: "ktls {\n\tmax_handshakes 1\n\thandshake_timeout 100ms\n}", sites: []site{rsaSite(t)}})
+	c := start(t, listener{wrappers: "ktls {\n\tmax_handshakes 1\n\thandshake_timeout 100ms\n}", sites: []site{{body: files(rsaCertificate(t, 4096))}}})
 	c.status(t)
 	before := c.footprint(t)
 	var attempts, done int64
@@ -291,7 +291,7 @@ func TestMaxHandshakesCertificate(t *testing.T) {
 // TestMaxHandshakesReload: a new config while handshakes wait in a queue.
 func TestMaxHandshakesReload(t *testing.T) {
 	needKTLS(t)
-	c := start(t, listener{wrappers: "ktls {\n\tmax_handshakes 1\n}", sites: []site{rsaSite(t)}})
+	c := start(t, listener{wrappers: "ktls {\n\tmax_handshakes 1\n}", sites: []site{{body: files(rsaCertificate(t, 4096))}}})
 	get := func() (config string, err error) {
 		client := c.goClient(t, 0, "h1", fresh(anyCertificate))
 		a, err := client.do(newRequest(t, "GET", c.url(0, "/"+tiny.name)))

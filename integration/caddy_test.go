@@ -81,7 +81,7 @@ func start(t *testing.T, listeners ...listener) *caddy {
 	return setup{listeners: listeners}.start(t)
 }
 
-func (s setup) start(t *testing.T) *caddy {
+func (s setup) start(t testing.TB) *caddy {
 	t.Helper()
 	dir, err := os.MkdirTemp(scratch, "caddy") // t.TempDir is too long a name for a Unix socket
 	if err != nil {
@@ -115,7 +115,7 @@ func (s setup) start(t *testing.T) *caddy {
 }
 
 // launch runs Caddy with a config file until the test ends.
-func (c *caddy) launch(t *testing.T, config string, env ...string) {
+func (c *caddy) launch(t testing.TB, config string, env ...string) {
 	t.Helper()
 	c.cmd = caddyCommand(c.dir, "run", "--config", config)
 	c.cmd.Env = append(c.cmd.Env, env...)
@@ -144,7 +144,7 @@ func caddyCommand(dir string, args ...string) *exec.Cmd {
 }
 
 // awaitLine waits for a line of the log that must come.
-func (c *caddy) awaitLine(t *testing.T, what string, match func(*line) bool) line {
+func (c *caddy) awaitLine(t testing.TB, what string, match func(*line) bool) line {
 	t.Helper()
 	l, ok := c.log.await(0, match)
 	if !ok {
@@ -210,7 +210,7 @@ func (c *caddy) listenAddress(i int) string {
 }
 
 // patched adapts the Caddyfile and writes the JSON config, changed.
-func (c *caddy) patched(t *testing.T, caddyfile string) string {
+func (c *caddy) patched(t testing.TB, caddyfile string) string {
 	t.Helper()
 	cmd := caddyCommand(c.dir, "adapt", "--config", caddyfile)
 	out, err := cmd.Output()
@@ -234,7 +234,7 @@ func (c *caddy) patched(t *testing.T, caddyfile string) string {
 
 // stop ends Caddy the way a service manager does, and checks that it went in
 // peace.
-func (c *caddy) stop(t *testing.T) {
+func (c *caddy) stop(t testing.TB) {
 	c.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case err := <-c.exit:
@@ -280,7 +280,7 @@ func ourRaces(log string) []string {
 	return ours
 }
 
-func freePort(t *testing.T) int {
+func freePort(t testing.TB) int {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -312,7 +312,7 @@ func rootFile() string { return filepath.Join(storage, "pki/authorities/local/ro
 func (c *caddy) adminSocket() string { return filepath.Join(c.dir, "admin.sock") }
 
 // admin asks Caddy's admin endpoint.
-func (c *caddy) admin(t *testing.T, method, uri, contentType, body string) string {
+func (c *caddy) admin(t testing.TB, method, uri, contentType, body string) string {
 	t.Helper()
 	client := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,

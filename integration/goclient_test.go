@@ -22,7 +22,7 @@ import (
 
 // tlsConfig is that of a client that trusts Caddy's internal CA and nothing
 // else, changed by what a test needs.
-func tlsConfig(t *testing.T, change ...func(*tls.Config)) *tls.Config {
+func tlsConfig(t testing.TB, change ...func(*tls.Config)) *tls.Config {
 	t.Helper()
 	pem, err := os.ReadFile(rootFile())
 	if err != nil {
@@ -81,6 +81,7 @@ type answer struct {
 	sum    string
 	body   []byte // of short ones only
 	reused bool
+	closes bool // the connection ends with it
 	tls    *tls.ConnectionState
 }
 
@@ -92,7 +93,7 @@ func (client *goClient) do(req *http.Request) (a answer, err error) {
 		return a, err
 	}
 	defer resp.Body.Close()
-	a.status, a.proto, a.header, a.tls = resp.StatusCode, resp.Proto, resp.Header, resp.TLS
+	a.status, a.proto, a.header, a.tls, a.closes = resp.StatusCode, resp.Proto, resp.Header, resp.TLS, resp.Close
 	begin, err := io.ReadAll(io.LimitReader(resp.Body, 64*kib+1))
 	if err != nil || len(begin) <= 64*kib {
 		a.body, a.size, a.sum = begin, int64(len(begin)), sum(begin)
@@ -118,7 +119,7 @@ func (client *goClient) request(t *testing.T, method, url string, headers ...str
 	return a
 }
 
-func newRequest(t *testing.T, method, url string, headers ...string) *http.Request {
+func newRequest(t testing.TB, method, url string, headers ...string) *http.Request {
 	t.Helper()
 	req, err := http.NewRequest(method, url, nil)
 	if err != nil {
@@ -163,7 +164,7 @@ func (c *caddy) dialTLS(t *testing.T, i int, change ...func(*tls.Config)) *tls.C
 	return handshake(t, tcp, tlsConfig(t, change...))
 }
 
-func handshake(t *testing.T, tcp net.Conn, config *tls.Config) *tls.Conn {
+func handshake(t testing.TB, tcp net.Conn, config *tls.Config) *tls.Conn {
 	t.Helper()
 	conn := tls.Client(tcp, config)
 	conn.SetDeadline(time.Now().Add(patience))

@@ -92,7 +92,7 @@ func needKTLS(t *testing.T) {
 }
 
 // tlsStat reads one counter of /proc/net/tls_stat.
-func tlsStat(t *testing.T, name string) int {
+func tlsStat(t testing.TB, name string) int {
 	t.Helper()
 	if !kernel.ulp {
 		return 0

@@ -90,7 +90,7 @@ func eventually(t *testing.T, what string, done func() bool) {
 }
 
 // command finds the program a test drives Caddy with.
-func command(t *testing.T, name string) string {
+func command(t testing.TB, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {

@@ -89,8 +89,8 @@ func (b *Batch) SendFramed(f *os.File, off, n int64, framed Framed, stalled func
 		}
 	})
 	b.c.sentFile.Add(sent)
-	if cerr != nil {
-		return sent, cerr
+	if cerr != nil { // not os.ErrClosed where that is what it means
+		return sent, fmt.Errorf("%w: %w", os.ErrClosed, cerr)
 	}
 	return sent, err
 }

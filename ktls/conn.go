@@ -210,13 +210,16 @@ func (c *Conn) SendFile(f *os.File, off, n int64, stalled func(sent int64)) (sen
 	if !c.offloaded.Load() {
 		return 0, ErrNotOffloaded
 	}
+	early := func() bool {
+		return c.tap.waiting.Load() > 0 || c.tap.broken.Load() != nil || c.active.Load()&1 != 0
+	}
 	err = c.send(func(t *tap) error {
 		for {
 			m, err := t.allot(n - sent)
 			if err != nil {
 				return err
 			}
-			m, err = t.kernel.sendFile(f, off+sent, m, sent, stalled, &t.waiting)
+			m, err = t.kernel.sendFile(f, off+sent, m, sent, stalled, early)
 			sent += m
 			if err == errYield {
 				err = t.yield()
@@ -230,7 +233,8 @@ func (c *Conn) SendFile(f *os.File, off, n int64, stalled func(sent int64)) (sen
 	return sent, err
 }
 
-// errYield ends a system call early because crypto/tls has something to send.
+// errYield ends the sending of a file early: crypto/tls has something to send, or
+// the connection was closed.
 var errYield = errors.New("ktls: yield")
 
 // send runs write with the write lock held, unless the connection was closed or

@@ -411,6 +411,9 @@ func alerts(records []wireRecord) (all [][]byte) {
 	return all
 }
 
+// bigFile is the size of a file that doesn't fit the buffers of a connection.
+const bigFile = 8 << 20
+
 // randomBytes returns n bytes that are the same in every run.
 func randomBytes(n int) []byte {
 	b := make([]byte, n)
@@ -468,6 +471,21 @@ func checkReceived(t testing.TB, got received, want []byte) {
 	w := sumOf(want)
 	if got.n != w.n || got.sum != w.sum {
 		t.Errorf("got %d bytes %x, want %d bytes %x", got.n, got.sum, w.n, w.sum)
+	}
+}
+
+// checkTruncated checks that the client gets a beginning of content, and sees
+// that it was cut off.
+// (crypto/tls's client takes the end of TCP for close_notify where it comes
+// between two records.)
+func checkTruncated(t testing.TB, client *client13, content []byte) {
+	t.Helper()
+	got, err := io.ReadAll(client)
+	if err != io.ErrUnexpectedEOF {
+		t.Errorf("the client sees %v", err)
+	}
+	if len(got) >= len(content) || sha256.Sum256(got) != sha256.Sum256(content[:min(len(got), len(content))]) {
+		t.Errorf("the client got %d bytes that aren't a beginning of what was sent", len(got))
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -134,13 +133,13 @@ func (k *kernelTX) control(typ byte, p []byte) error {
 	})
 }
 
-// maxSendfile bounds one system call, so that a deadline that has passed is
-// noticed at least that often however fast the peer reads.
+// maxSendfile bounds one system call, so that what ends it early is noticed at
+// least that often however fast the peer reads.
 const maxSendfile = 16 << 20
 
 // sendFile is Conn.SendFile, after done bytes of it. It returns errYield before
-// it is through if, after some bytes, others wait to write.
-func (k *kernelTX) sendFile(f *os.File, off, n, done int64, stalled func(int64), waiting *atomic.Int32) (sent int64, err error) {
+// it is through if, after some bytes, early says so.
+func (k *kernelTX) sendFile(f *os.File, off, n, done int64, stalled func(int64), early func() bool) (sent int64, err error) {
 	if off < 0 || n < 0 {
 		return 0, fmt.Errorf("ktls: %d bytes at offset %d of a file: %w", n, off, unix.EINVAL)
 	}
@@ -160,7 +159,7 @@ func (k *kernelTX) sendFile(f *os.File, off, n, done int64, stalled func(int64),
 	cerr := src.Control(func(in uintptr) {
 		err = k.loop("sendfile", func(fd int) error {
 			for sent < n {
-				if sent > 0 && waiting.Load() > 0 {
+				if sent > 0 && early() {
 					return errYield
 				}
 				m, err := unix.Sendfile(fd, int(in), &off, int(min(n-sent, maxSendfile)))

@@ -1078,7 +1078,7 @@ func TestReceiveThroughUnbufferedWrapper(t *testing.T) {
 
 // TestReceiveWithoutUpgrade: a refused upgrade leaves both sides with crypto/tls.
 func TestReceiveWithoutUpgrade(t *testing.T) {
-	l := setup{opts: Options{RX: true}, foreign: true}.connect(t)
+	l := setup{opts: Options{RX: true, Features: canEverything()}, foreign: true}.connect(t)
 	client := l.withGo(nil)
 	checkRefused(t, l.Upgrade(), ReasonUnproven)
 	checkServes(t, l, client)

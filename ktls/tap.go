@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -95,6 +96,11 @@ func (t *tap) Read(p []byte) (int, error) {
 	} else {
 		t.received(p[:n], rx == rxSingle)
 	}
+	if se := (*os.SyscallError)(nil); errors.As(err, &se) {
+		// A reset is told once. After that the kernel takes all that it is given
+		// to encrypt, and drops it.
+		t.abort(err)
+	}
 	if e := t.broken.Load(); e != nil {
 		return 0, *e
 	}
@@ -106,16 +112,21 @@ func (t *tap) Read(p []byte) (int, error) {
 func (t *tap) Write(p []byte) (int, error) {
 	t.lockWrite()
 	defer t.wmu.Unlock()
-	if t.kernel != nil {
+	switch {
+	case t.written == errShutdown:
+		// Nothing follows close_notify. To crypto/tls that is no error: else it
+		// would not go on reading after a KeyUpdate that wants an answer.
+		return len(p), nil
+	case t.written != nil:
+		return 0, t.written
+	case t.kernel != nil:
 		return t.intercept(p)
 	}
 	n, err := t.Conn.Write(p)
 	t.wrote(p[:n])
 	if err != nil {
 		err = t.reason(err)
-		if t.written == nil {
-			t.written = err
-		}
+		t.written = err
 	}
 	return n, err
 }
@@ -254,9 +265,6 @@ func (t *tap) handshakeDone(version, suite uint16) {
 // intercept sends what crypto/tls writes after the upgrade on through the
 // kernel. wmu is held.
 func (t *tap) intercept(p []byte) (int, error) {
-	if t.written != nil {
-		return 0, t.written
-	}
 	total := len(p)
 	for len(p) > 0 {
 		n, end := t.out.scan(p)

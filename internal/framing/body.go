@@ -53,7 +53,7 @@ var errLate = errors.New("framing: stream has ended, or is past the place announ
 
 // Announce says that after skip bytes of data, counted from Watch, the server
 // is going to write n stand-in bytes for those of file from off on. What comes
-// before and after them goes out as it is; but nothing may come after them.
+// before them goes out as it is; no data may come after them.
 //
 // The stream must take all n bytes, the file must stay open until Done, and the
 // handler must not return before. If Announce returns an error, nothing was

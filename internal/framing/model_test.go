@@ -41,9 +41,11 @@ func (s *source) length(limit int) int {
 	case 3:
 		n = 1 << s.intn(18)
 	case 4:
-		n = s.intn(20) * (16<<10 - headerLen)
-	default:
+		n = s.intn(20) * piece
+	case 5:
 		n = s.intn(limit + 1)
+	default:
+		n = s.intn(2000)
 	}
 	return min(n, limit)
 }
@@ -57,7 +59,7 @@ type event struct {
 	flags  http2.Flags // END_STREAM and END_HEADERS, where they have a meaning
 	fixed  string      // of a field block: what precedes the fragment
 	pad    int         // of a field block
-	data   string      // payload
+	data   []byte      // payload
 	octets int         // of DATA: what counts for flow control
 }
 
@@ -69,12 +71,12 @@ func (l *events) add(e event) {
 		last := &(*l)[n-1]
 		switch {
 		case e.typ == http2.FrameData && last.typ == http2.FrameData && last.stream == e.stream && last.flags == 0:
-			last.data += e.data
+			last.data = append(last.data, e.data...)
 			last.octets += e.octets
 			last.flags = e.flags
 			return
 		case e.typ == http2.FrameContinuation:
-			last.data += e.data
+			last.data = append(last.data, e.data...)
 			last.flags |= e.flags
 			return
 		}
@@ -91,21 +93,21 @@ func (l *events) addFrame(f http2.Frame, payload []byte) {
 	e := event{typ: h.Type, stream: h.StreamID, flags: h.Flags}
 	switch f := f.(type) {
 	case *http2.DataFrame:
-		e.data, e.octets = string(f.Data()), int(h.Length)
+		e.data, e.octets = bytes.Clone(f.Data()), int(h.Length)
 		e.flags &= http2.FlagDataEndStream
 	case *http2.HeadersFrame:
-		e.data = string(f.HeaderBlockFragment())
+		e.data = bytes.Clone(f.HeaderBlockFragment())
 		if h.Flags.Has(http2.FlagHeadersPriority) {
 			e.fixed = fmt.Sprint(f.Priority)
 		}
 		e.pad = int(h.Length) - blockFixed(parseHeader(header{typ: h.Type, flags: h.Flags}.append(nil))) - len(e.data)
 	case *http2.PushPromiseFrame:
-		e.data, e.fixed = string(f.HeaderBlockFragment()), fmt.Sprint(f.PromiseID)
+		e.data, e.fixed = bytes.Clone(f.HeaderBlockFragment()), fmt.Sprint(f.PromiseID)
 		e.pad = int(h.Length) - blockFixed(header{typ: h.Type, flags: h.Flags}) - len(e.data)
 	case *http2.ContinuationFrame:
-		e.data = string(f.HeaderBlockFragment())
+		e.data = bytes.Clone(f.HeaderBlockFragment())
 	default:
-		e.data = string(payload)
+		e.data = bytes.Clone(payload)
 	}
 	l.add(e)
 }
@@ -151,10 +153,15 @@ func (l events) equal(t *testing.T, want events) {
 			t.Fatalf("event %d is missing: %v", i, want[i])
 		case i >= len(want):
 			t.Fatalf("event %d is too much: %v", i, l[i])
-		case l[i] != want[i]:
+		case !l[i].equal(want[i]):
 			t.Fatalf("event %d: %v, want %v", i, l[i], want[i])
 		}
 	}
+}
+
+func (e event) equal(o event) bool {
+	return e.typ == o.typ && e.stream == o.stream && e.flags == o.flags && e.fixed == o.fixed &&
+		e.pad == o.pad && e.octets == o.octets && bytes.Equal(e.data, o.data)
 }
 
 func (e event) String() string {

@@ -40,6 +40,7 @@ type modelStream struct {
 	n         int
 	data      int  // bytes written
 	ended     bool // in what was written
+	trailers  bool // by these: then giving up is an error
 
 	voidAt int // bytes given to Rewrite then; -1 if it isn't void
 	whole  bool
@@ -192,7 +193,7 @@ func (m *rewriteModel) dataFrame(st *modelStream) {
 		st.ended = true
 	}
 	st.data += n
-	f.events.add(event{typ: http2.FrameData, stream: st.id, data: string(data), octets: octets})
+	f.events.add(event{typ: http2.FrameData, stream: st.id, data: data, octets: octets})
 	m.push(f, h, payload)
 }
 
@@ -215,7 +216,7 @@ func (m *rewriteModel) blockFrames(st *modelStream) {
 	if h.typ == http2.FrameHeaders && m.src.chance(4) && !st.ended && st.voidAt < 0 &&
 		(!st.announced || st.data == st.skip+st.n) {
 		h.flags |= http2.FlagHeadersEndStream
-		st.ended = true
+		st.ended, st.trailers = true, true
 	}
 	if m.src.chance(3) {
 		e.pad = m.src.intn(256)
@@ -228,11 +229,11 @@ func (m *rewriteModel) blockFrames(st *modelStream) {
 	if parts == 0 {
 		h.flags |= http2.FlagHeadersEndHeaders
 	}
-	e.typ, e.flags, e.data = h.typ, h.flags|http2.FlagHeadersEndHeaders, string(fragment)
+	e.typ, e.flags, e.data = h.typ, h.flags|http2.FlagHeadersEndHeaders, bytes.Clone(fragment)
 	var more [][]byte
 	for range parts {
 		fragment := m.noiseBytes(m.src.length(m.largest()))
-		e.data += string(fragment)
+		e.data = append(e.data, fragment...)
 		more = append(more, fragment)
 	}
 	var l events
@@ -268,20 +269,20 @@ func (m *rewriteModel) otherFrame() {
 	}
 	payload := bytes.Repeat([]byte{1}, n)
 	var l events
-	l.add(event{typ: h.typ, stream: h.stream, flags: h.flags, data: string(payload)})
+	l.add(event{typ: h.typ, stream: h.stream, flags: h.flags, data: payload})
 	m.push(modelFrame{events: l}, h, payload)
 }
 
 func (m *rewriteModel) resetFrame(st *modelStream) {
 	var l events
-	l.add(event{typ: http2.FrameRSTStream, stream: st.id, data: "\x00\x00\x00\x08"})
+	l.add(event{typ: http2.FrameRSTStream, stream: st.id, data: []byte{0, 0, 0, 8}})
 	m.push(modelFrame{events: l, stream: st}, header{typ: http2.FrameRSTStream, stream: st.id}, []byte{0, 0, 0, 8})
 	st.ended = true
 }
 
 // voidBody gives a body up.
 func (m *rewriteModel) voidBody(st *modelStream) {
-	if !st.announced || st.voidAt >= 0 {
+	if !st.announced || st.voidAt >= 0 || st.trailers {
 		return
 	}
 	st.voidAt = m.given
@@ -395,7 +396,7 @@ func (m *rewriteModel) want() (want events) {
 		if f.standIn > 0 {
 			e := event{typ: http2.FrameData, stream: st.id, octets: f.standIn}
 			if !late {
-				e.data = string(m.content[f.off : f.off+f.standIn])
+				e.data = m.content[f.off : f.off+f.standIn : f.off+f.standIn]
 			}
 			reset = late
 			want.add(e)
@@ -405,7 +406,7 @@ func (m *rewriteModel) want() (want events) {
 		if f.ends && !reset {
 			want.add(event{typ: http2.FrameData, stream: st.id, flags: http2.FlagDataEndStream})
 		} else if f.ends {
-			want.add(event{typ: http2.FrameRSTStream, stream: st.id, data: "\x00\x00\x00\x02"})
+			want.add(event{typ: http2.FrameRSTStream, stream: st.id, data: []byte{0, 0, 0, 2}})
 		}
 	}
 	return want

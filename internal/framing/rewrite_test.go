@@ -195,6 +195,20 @@ func TestRewrite(t *testing.T) {
 			in:       frames(t, padded(1, true, real[:2*8000], 255), padded(1, true, real, 0)),
 			want:     frames(t, padded(1, true, real[:2*8000], 255), data(1, false, real[:piece]), padded(1, true, real[piece:], 0)),
 		},
+		"DATA of whole pieces, padded with nothing": {
+			enlarged: true,
+			in:       frames(t, padded(1, true, real[:10_000], 0), padded(1, true, append(real, real...)[:2*piece], 0)),
+			want:     frames(t, padded(1, true, real[:10_000], 0), data(1, false, real[:piece]), data(1, false, append(real, real...)[piece:2*piece]), padded(1, true, nil, 0)),
+		},
+		"padding longer than a record": {
+			enlarged: true, record: 200 + headerLen,
+			in:   frames(t, padded(1, true, real, 255)),
+			want: append(bytes.Repeat(frames(t, data(1, false, real[:200])), 100), frames(t, padded(1, true, nil, 255))...),
+		},
+		"answers to the client's PING": {
+			in:   frames(t, func(f *http2.Framer) error { return f.WritePing(true, [8]byte{}) }),
+			want: frames(t, func(f *http2.Framer) error { return f.WritePing(true, [8]byte{}) }),
+		},
 		"DATA of a whole piece, padded": {
 			enlarged: true,
 			in:       frames(t, padded(1, true, real[:piece], 200)),
@@ -258,25 +272,24 @@ func TestRewriteRefuses(t *testing.T) {
 	other := bytes.Clone(StandIn(0, 100))
 	other[99]++
 	real := []byte(strings.Repeat("real", 30))
-	for name, in := range map[string][]byte{ // 10 bytes, then 100 announced, on stream 1
-		"more than announced":              frames(t, data(1, false, append(real[:10:10], StandIn(0, 101)...))),
-		"more, later":                      frames(t, data(1, false, append(real[:10:10], StandIn(0, 100)...)), data(1, false, real)),
-		"one wrong byte":                   frames(t, data(1, false, append(real[:10:10], other...))),
-		"out of order":                     frames(t, data(1, false, append(real[:10:10], StandIn(1, 50)...))),
-		"real bytes":                       frames(t, data(1, false, real)),
-		"END_STREAM with too few":          frames(t, data(1, true, append(real[:10:10], StandIn(0, 99)...))),
-		"END_STREAM before any":            frames(t, data(1, true, real[:10])),
-		"empty END_STREAM with too few":    frames(t, data(1, false, append(real[:10:10], StandIn(0, 99)...)), data(1, true, nil)),
-		"trailers with too few":            frames(t, headers(http2.HeadersFrameParam{StreamID: 1, EndStream: true, EndHeaders: true})),
-		"padded":                           frames(t, padded(1, false, append(real[:10:10], StandIn(0, 50)...), 3)),
-		"too early":                        frames(t, data(1, false, StandIn(0, 50))),
-		"another stream":                   frames(t, data(3, false, StandIn(0, 50))),
-		"another stream, later in a body":  frames(t, data(3, false, StandIn(13, 8))),
-		"another stream, padded":           frames(t, padded(3, false, StandIn(0, 50), 1)),
-		"a stream only watched":            frames(t, data(5, false, StandIn(7, 50))),
-		"after the stream has ended":       frames(t, data(1, true, append(real[:10:10], StandIn(0, 100)...)), data(1, false, StandIn(0, 50))),
-		"after the stream has been reset":  frames(t, reset(1, http2.ErrCodeCancel), data(1, false, StandIn(0, 50))),
-		"large, and with too much padding": append(header{length: 20_000, flags: http2.FlagDataPadded | http2.FlagDataEndStream, stream: 1}.append(nil), bytes.Repeat([]byte{255}, 20_000)...),
+	for name, in := range map[string][]byte{ // 10 bytes, then 100 announced, on stream 1; 5 is only watched
+		"more than announced":             frames(t, data(1, false, append(real[:10:10], StandIn(0, 101)...))),
+		"more, later":                     frames(t, data(1, false, append(real[:10:10], StandIn(0, 100)...)), data(1, false, real)),
+		"one wrong byte":                  frames(t, data(1, false, append(real[:10:10], other...))),
+		"out of order":                    frames(t, data(1, false, append(real[:10:10], StandIn(1, 50)...))),
+		"real bytes":                      frames(t, data(1, false, real)),
+		"END_STREAM with too few":         frames(t, data(1, true, append(real[:10:10], StandIn(0, 99)...))),
+		"END_STREAM before any":           frames(t, data(1, true, real[:10])),
+		"empty END_STREAM with too few":   frames(t, data(1, false, append(real[:10:10], StandIn(0, 99)...)), data(1, true, nil)),
+		"trailers with too few":           frames(t, headers(http2.HeadersFrameParam{StreamID: 1, EndStream: true, EndHeaders: true})),
+		"padded":                          frames(t, padded(1, false, append(real[:10:10], StandIn(0, 50)...), 3)),
+		"too early":                       frames(t, data(1, false, StandIn(0, 50))),
+		"another stream":                  frames(t, data(3, false, StandIn(0, 50))),
+		"another stream, later in a body": frames(t, data(3, false, StandIn(13, 8))),
+		"another stream, padded":          frames(t, padded(3, false, StandIn(0, 50), 1)),
+		"a stream only watched":           frames(t, data(5, false, StandIn(7, 50))),
+		"after the stream has ended":      frames(t, data(1, true, append(real[:10:10], StandIn(0, 100)...)), data(1, false, StandIn(0, 50))),
+		"after the stream has been reset": frames(t, reset(1, http2.ErrCodeCancel), data(1, false, StandIn(0, 50))),
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, step := range []int{len(in), 1, 13} {
@@ -445,6 +458,62 @@ func TestPartAppendPadding(t *testing.T) {
 	}
 }
 
+// A body all of which was in Parts, but not sent, isn't whole; nor is one whose
+// bytes before the file are missing.
+func TestVoidOfWhatIsNotWhole(t *testing.T) {
+	file, _ := testFile(t, 1000)
+	for name, prepare := range map[string]func(s *Session) *Body{
+		"not sent": func(s *Session) *Body {
+			b := announce(t, s, 1, file, 0, 0, 10)
+			if _, err := s.Rewrite(frames(t, data(1, false, StandIn(0, 10)))); err != nil {
+				t.Fatal(err)
+			}
+			return b
+		},
+		"nothing but real bytes": func(s *Session) *Body { return announce(t, s, 1, file, 10, 0, 0) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var s Session
+			prepare(&s).Void()
+			want := frames(t, reset(1, http2.ErrCodeInternal))
+			if got := rewritten(t, &s, frames(t, data(1, true, nil))); !bytes.Equal(got, want) {
+				t.Errorf("%q", got)
+			}
+			s = Session{}
+			prepare(&s).Void()
+			if _, err := s.Rewrite(frames(t, headers(http2.HeadersFrameParam{StreamID: 1, EndStream: true, EndHeaders: true}))); err == nil {
+				t.Error("trailers: no error")
+			}
+		})
+	}
+}
+
+// Nothing is allocated from call to call, and little is kept.
+func TestRewriteAllocations(t *testing.T) {
+	file, _ := testFile(t, 1)
+	var s Session
+	s.Enlarge(MaxFrameSize)
+	announce(t, &s, 1, file, 0, 0, 1<<40)
+	in := frames(t, data(1, false, StandIn(0, 16*piece)), data(3, false, make([]byte, 100_000)), data(5, false, make([]byte, 10)))
+	if n := testing.AllocsPerRun(3, func() {
+		for range 50 {
+			for rest := in; len(rest) > 0; rest = rest[min(4<<10, len(rest)):] {
+				if _, err := s.Rewrite(rest[:min(4<<10, len(rest))]); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+	announce(t, &s, 7, file, 0, 0, 1<<40).Void()
+	rewritten(t, &s, frames(t, data(7, false, StandIn(0, 1<<20))))
+	rewritten(t, &s, in[:1])
+	if n := cap(s.out.scratch); n > maxScratch {
+		t.Errorf("%d bytes are kept", n)
+	}
+}
+
 // Streams that the client has reset are remembered, but not for ever; others are
 // until the server has ended them.
 func TestVoidStreamsAreForgotten(t *testing.T) {
@@ -469,7 +538,7 @@ func TestVoidStreamsAreForgotten(t *testing.T) {
 	if got := rewritten(t, &s, frames(t, data(1, false, StandIn(0, 50)), data(1, true, nil))); !bytes.Equal(got, want) {
 		t.Errorf("%q", got)
 	}
-	if len(s.void) > maxVoid {
+	if p, _ := s.lookup(1); p != nil {
 		t.Error("not forgotten at its end")
 	}
 }

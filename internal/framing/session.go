@@ -31,7 +31,7 @@ import (
 type Session struct {
 	// Record is the most payload that one TLS record of the connection takes,
 	// in bytes: frames are cut so that one with its header fills a record. 0 is
-	// 16384, what TLS allows (RFC 8446, section 5.1). Set before first use.
+	// 16384, which is also the most (RFC 8446, section 5.1). Set before first use.
 	Record int
 
 	// wants is what WantsInject says. It is written with mu held.
@@ -145,16 +145,12 @@ func (s *Session) giveUp(b *Body) {
 		return
 	}
 	s.void = append(s.void, b.progress)
-	s.trimVoid()
-}
-
-// trimVoid keeps void from growing without bound. A stream that the client
-// hasn't reset will be ended by the server, and must be known until then.
-func (s *Session) trimVoid() {
-	if len(s.void) <= maxVoid {
-		return
-	}
-	if i := slices.IndexFunc(s.void, func(p progress) bool { return p.refused }); i >= 0 {
+	for len(s.void) > maxVoid {
+		// The others will be ended by the server, and must be known until then.
+		i := slices.IndexFunc(s.void, func(p progress) bool { return p.refused })
+		if i < 0 {
+			break
+		}
 		s.void = slices.Delete(s.void, i, i+1)
 	}
 }
@@ -163,7 +159,6 @@ func (s *Session) trimVoid() {
 func (s *Session) refuse(stream uint32) {
 	if p, _ := s.lookup(stream); p != nil {
 		p.refused = true
-		s.trimVoid()
 	}
 }
 

@@ -120,7 +120,7 @@ func TestInjectNotAfterErrors(t *testing.T) {
 			s.Enlarge(100_000)
 			s.Received(preface)
 			s.Received(frames)
-			s.Received(make([]byte, 100))
+			s.Received(make([]byte, 11*headerLen))
 			s.Received(settingsFrame(0))
 			if got := injected(t, &s); len(got) > 0 {
 				t.Errorf("%q", got)
@@ -224,6 +224,17 @@ func TestInjectAfterAcknowledgementsTogether(t *testing.T) {
 	rewritten(t, s, ack)
 	s.Enlarge(100_000)
 	ping := injected(t, s)
+	s.Received(settingsFrame(0)) // after the PING: this one may not be acknowledged
+	if got := rewritten(t, s, pong(ping)); len(got) > 0 {
+		t.Errorf("%q", got)
+	}
+	if got := s.settings.accepted(); got != minFrame {
+		t.Errorf("frames of %d bytes", got)
+	}
+	ping = injected(t, s)
+	if parseHeader(ping).typ != http2.FramePing {
+		t.Fatalf("%q instead of PING", ping)
+	}
 	if got := rewritten(t, s, pong(ping)); len(got) > 0 {
 		t.Errorf("%q", got)
 	}
@@ -250,6 +261,9 @@ func TestClientsFrameSize(t *testing.T) {
 		t.Fatal(got)
 	}
 	rewritten(t, s, ack)
+	if got := s.settings.accepted(); got != 20_000 {
+		t.Fatal(got)
+	}
 	rewritten(t, s, ack)
 	if got := s.settings.accepted(); got != 40_000 {
 		t.Fatal(got)

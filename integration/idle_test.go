@@ -1,0 +1,187 @@
+//go:build linux
+
+package integration
+
+import (
+	"bufio"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/net/http2"
+)
+
+// memory is what a Caddy and the kernel use, in bytes.
+type memory struct{ heap, stack, slab int64 }
+
+func (m memory) minus(o memory) memory {
+	return memory{m.heap - o.heap, m.stack - o.stack, m.slab - o.slab}
+}
+
+func (m memory) over(n int64) memory {
+	return memory{m.heap / n, m.stack / n, m.slab / n}
+}
+
+// memory measures after what is garbage has gone, pools included.
+func (c *caddy) memory(t testing.TB) memory {
+	t.Helper()
+	var profile string
+	for range 4 { // sync.Pool keeps what it has for two
+		profile = c.admin(t, "GET", "/debug/pprof/heap?gc=1&debug=1", "", "")
+	}
+	stat := func(name string) int64 {
+		var n int64
+		_, rest, _ := strings.Cut(profile, "\n# "+name+" = ")
+		if _, err := fmt.Sscanf(rest, "%d", &n); err != nil {
+			t.Fatalf("no %s in the heap profile: %v", name, err)
+		}
+		return n
+	}
+	return memory{stat("HeapAlloc"), stat("Stack"), slab(t)}
+}
+
+// slab is the kernel's memory in small objects.
+func slab(t testing.TB) int64 {
+	t.Helper()
+	b, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); f[0] == "SUnreclaim:" {
+			n, err := strconv.ParseInt(f[1], 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n << 10
+		}
+	}
+	t.Fatal("/proc/meminfo has no SUnreclaim")
+	return 0
+}
+
+// idleAfter opens a connection, fetches a file whole over it and leaves it open.
+func (c *caddy) idleAfter(t testing.TB, proto, uri string, size int64, config *tls.Config) {
+	t.Helper()
+	tcp, err := net.Dial("tcp", c.addr(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tcp.Close() })
+	conn := handshake(t, tcp, config)
+	var resp *http.Response
+	if proto == "h2" {
+		//lint:ignore SA1019 http.Transport gives no single connection back.
+		client, err := new(http2.Transport).NewClientConn(conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err = client.RoundTrip(newRequest(t, "GET", c.url(0, uri)))
+		if err != nil {
+			t.Fatal(err)
+		}
+	} else {
+		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n", uri)
+		if resp, err = http.ReadResponse(bufio.NewReader(conn), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n, err := io.Copy(io.Discard, resp.Body)
+	if err != nil || n != size {
+		t.Fatalf("%d bytes of %d: %v", n, size, err)
+	}
+}
+
+// idleMemory is what each of n idle connections takes that a file of this size
+// was served over.
+func idleMemory(t testing.TB, l listener, proto string, n, size int64) memory {
+	t.Helper()
+	dir := t.TempDir()
+	f, err := makeFile(dir, "idle.bin", size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	offloaded := l.wrappers != ""
+	body := plainFiles(dir)
+	if offloaded {
+		body = filesFrom(dir)
+	}
+	l.sites = []site{{body: body}}
+	c := setup{listeners: []listener{l}}.start(t)
+	config := tlsConfig(t, func(config *tls.Config) {
+		config.NextProtos = []string{map[string]string{"h1": "http/1.1", "h2": "h2"}[proto]}
+	})
+	for range 5 { // what is made once
+		c.idleAfter(t, proto, "/"+f.name, f.size, config)
+	}
+	before, was := c.memory(t), tlsStat(t, "TlsCurrTxSw")
+	for range n {
+		c.idleAfter(t, proto, "/"+f.name, f.size, config)
+	}
+	if got := int64(tlsStat(t, "TlsCurrTxSw") - was); offloaded != (got == n) {
+		t.Errorf("%d connections of %d are in the kernel", got, n)
+	}
+	return c.memory(t).minus(before).over(n)
+}
+
+// idleSizes are files that move a connection into the kernel.
+var idleSizes = map[string]int64{"h1": 256 * kib, "h2": 8 * mib}
+
+// TestIdleConnections: a connection that was offloaded and idles takes little
+// more of Caddy's memory than without the module: its state, but no buffers. On
+// HTTP/2 net/http keeps 8 KiB of buffers that it doesn't have for a *tls.Conn.
+func TestIdleConnections(t *testing.T) {
+	needKTLS(t)
+	for _, test := range []struct {
+		proto string
+		n     int64
+		more  float64 // than without the module, at most
+	}{{"h1", 200, 1.25}, {"h2", 20, 1.5}} {
+		t.Run(test.proto, func(t *testing.T) {
+			size := idleSizes[test.proto]
+			stock := idleMemory(t, listener{}, test.proto, test.n, size)
+			own := idleMemory(t, listener{wrappers: "ktls"}, test.proto, test.n, size)
+			t.Logf("each connection: stock %+v, offloaded %+v", stock, own)
+			if float64(own.heap) > float64(stock.heap)*test.more {
+				t.Errorf("heap: %d bytes, stock %d", own.heap, stock.heap)
+			}
+			if float64(own.stack) > float64(stock.stack)*test.more {
+				t.Errorf("stack: %d bytes, stock %d", own.stack, stock.stack)
+			}
+		})
+	}
+}
+
+// BenchmarkIdleConnections measures the same for 1,000 connections (or as many
+// as KTLS_IDLE says) in bytes for each, the kernel's share included: with its
+// small objects of both ends, as the client's is here too. Run it once
+// (-benchtime 1x).
+func BenchmarkIdleConnections(b *testing.B) {
+	n := int64(1000)
+	if s := os.Getenv("KTLS_IDLE"); s != "" {
+		var err error
+		if n, err = strconv.ParseInt(s, 10, 64); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for _, proto := range []string{"h1", "h2"} {
+		for name, l := range map[string]listener{"stock": {}, "ktls": {wrappers: "ktls"}} {
+			b.Run(proto+"/"+name, func(b *testing.B) {
+				var m memory
+				for b.Loop() {
+					m = idleMemory(b, l, proto, n, idleSizes[proto])
+				}
+				b.ReportMetric(0, "ns/op") // says nothing
+				b.ReportMetric(float64(m.heap), "heap-B")
+				b.ReportMetric(float64(m.stack), "stack-B")
+				b.ReportMetric(float64(m.slab), "slab-B")
+			})
+		}
+	}
+}
