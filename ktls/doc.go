@@ -13,23 +13,7 @@
 //
 // With [Options.RX] receiving moves into the kernel too (TLS_RX), in [Conn.Read],
 // between two records and not before the client's key and sequence number have
-// opened one. What isn't application data is then answered as crypto/tls would:
-//
-//	close_notify                 io.EOF; writing goes on
-//	other alerts                 an error "remote error"; warnings are ignored, 16 in a row
-//	KeyUpdate                    answered, and followed if the kernel can: else internal_error
-//	KeyUpdates over and over     unexpected_message
-//	two in a record, or a part   unexpected_message
-//	renegotiation (TLS 1.2)      no_renegotiation or unexpected_message
-//	other types                  unexpected_message
-//	a record that doesn't open   bad_record_mac
-//	one that is too long         record_overflow
-//	no header of TLS 1.2 or 1.3  protocol_version
-//	the end without close_notify io.EOF between records, io.ErrUnexpectedEOF within one
-//
-// The alerts are fatal and end the connection both ways. Unlike crypto/tls's, Read
-// gives bad_record_mac for a record without a type and for a ChangeCipherSpec in
-// plain text: the kernel doesn't tell them apart.
+// opened one.
 //
 // No unexported field of crypto/tls is read. The traffic secrets come from
 // tls.Config.KeyLogWriter, the sequence number is counted, and both are
@@ -44,14 +28,20 @@
 //
 // What a connection does when something happens, and the test that shows it. The
 // states are: handshake, until it is complete; crypto/tls, before the upgrade or
-// without one; kernel sends, after it; closed, after CloseWrite, with reading still
-// open, and after Close and Abort. Alerts are those of RFC 8446, section 6, and RFC
+// without one; kernel sends, after it; kernel reads, where it receives too, if that
+// makes a difference; closed, after CloseWrite, with reading still open, and after
+// Close and Abort. Alerts are those of RFC 8446, section 6, and RFC
 // 5246, section 7.2. "-" stands for what can't happen.
 //
 //	KeyUpdate received, no answer wanted (TLS 1.3)
 //	  handshake     alert unexpected_message; the handshake fails        TestHandshakeFaults
 //	  crypto/tls    reading goes on under the next key                   TestKeyUpdateReceived
 //	  kernel sends  reading goes on under the next key                   TestKeyUpdateReceived
+//	  kernel reads  reading goes on under the next key                   TestReceiveKeyUpdates
+//	  kernel reads  before the switch: the kernel gets the next key      TestReceiveKeyUpdateBeforeTheSwitch
+//	  kernel reads  kernel can't rekey: alert internal_error, the end    TestReceiveKeyUpdateWhereTheKernelCantRekey
+//	  kernel reads  key not taken by the kernel: the same                TestReceiveRekeyFault
+//	  kernel reads  too many: alert unexpected_message, the end          TestReceiveKeyUpdateFlood
 //	  closed        after CloseWrite, reading goes on the same way       TestNothingFollowsCloseNotify
 //
 //	KeyUpdate received, answer wanted (TLS 1.3)
@@ -64,12 +54,16 @@
 //	  kernel sends  key not taken by the kernel: cut off                 TestRekeyFault
 //	  kernel sends  too many: alert unexpected_message, the end          TestKeyUpdateFlood
 //	  kernel sends  kernel can't rekey: alert internal_error, the end    TestKeyUpdateIsRefusedWhereTheKernelCantRekey
+//	  kernel reads  answered, also within a file; then the same          TestReceiveKeyUpdatesDuringSendFile
+//	  kernel reads  two in a record: alert unexpected_message, the end   TestReceivedRecordErrors
+//	  kernel reads  after CloseWrite not answered; reading goes on    TestReceiveAfterCloseWrite
 //	  closed        after CloseWrite not answered; reading goes on       TestNothingFollowsCloseNotify
 //
 //	KeyUpdate received (TLS 1.2 has none)
 //	  handshake     alert unexpected_message; the handshake fails        TestHandshakeFaults
 //	  crypto/tls    alert unexpected_message; no upgrade any more        TestKeyUpdateReceived
 //	  kernel sends  alert unexpected_message; the end                    TestKeyUpdateReceived
+//	  kernel reads  alert unexpected_message; the end                 TestReceivedRecordErrors
 //	  closed        Read fails; nothing is sent                          TestNothingFollowsCloseNotify
 //
 //	usage limit of our key reached, kernel can rekey (TLS 1.3)
@@ -89,12 +83,14 @@
 //	  handshake     the handshake fails                                  TestHandshakeFaults
 //	  crypto/tls    Read fails; writing goes on                          TestFatalAlertReceived
 //	  kernel sends  Read fails; writing goes on                          TestFatalAlertReceived
+//	  kernel reads  the same                                             TestReceivedAlerts
 //	  closed        Read fails                                           TestFatalAlertReceived
 //
 //	warning received
 //	  handshake     before ClientHello: nothing                          TestWarningDuringHandshake
 //	  crypto/tls    nothing (TLS 1.2); as a fatal alert (TLS 1.3)        TestWarningReceived
 //	  kernel sends  nothing (TLS 1.2); as a fatal alert (TLS 1.3)        TestWarningReceived
+//	  kernel reads  the same; 16 in a row, then the end                  TestUselessRecords
 //	  closed        nothing (TLS 1.2); as a fatal alert (TLS 1.3)        TestWarningReceived
 //
 //	forged record received, or another fault of the peer's
@@ -102,6 +98,9 @@
 //	  crypto/tls    alert bad_record_mac; no write, no upgrade any more  TestUpgradeRefusedAfterFatalAlert
 //	  kernel sends  the same alert, through the kernel                   TestAlertsOfCryptoTLSReachTheClient
 //	  kernel sends  within a file: between two records, and it ends      TestAlertDuringSendFile
+//	  kernel reads  alert, the end of writing too                        TestReceivedRecordErrors
+//	  kernel reads  within a file: the alert ends it                     TestForgedRecordDuringSendFile
+//	  kernel reads  the kernel told a writer: the same                   TestWriterLearnsOfAForgedRecord
 //	  closed        Read fails; nothing is sent                          TestNothingFollowsCloseNotify
 //
 //	fatal alert sent
@@ -109,12 +108,14 @@
 //	  crypto/tls    the last record; Close sends no close_notify         TestFatalAlertIsTheLastRecord
 //	  kernel sends  the last record; Close sends no close_notify         TestFatalAlertIsTheLastRecord
 //	  kernel sends  not taken by the peer: Close waits for 5 s           TestCloseWhileAnAlertIsBlocked
+//	  kernel reads  not taken by the peer: Close waits for 5 s           TestCloseWhileReadersAlertIsBlocked
 //	  closed        -
 //
 //	close_notify received
 //	  handshake     the handshake fails                                  TestHandshakeFaults
 //	  crypto/tls    Read returns io.EOF; writing goes on                 TestCloseNotifyReceived
 //	  kernel sends  Read returns io.EOF; writing goes on                 TestCloseNotifyReceived
+//	  kernel reads  the same                                             TestReceiveForEverySuite
 //	  closed        Read returns io.EOF                                  TestCloseNotifyReceived
 //
 //	end of TCP without close_notify
@@ -122,6 +123,7 @@
 //	  crypto/tls    io.EOF, or io.ErrUnexpectedEOF within a record       TestEndWithoutCloseNotify
 //	  crypto/tls    the upgrade is refused from then on                  TestUpgradeRefusedForHalfClosedPeer
 //	  kernel sends  io.EOF, or io.ErrUnexpectedEOF within a record       TestEndWithoutCloseNotify
+//	  kernel reads  the same                                             TestReceiveEndOfStream
 //	  closed        io.EOF, or io.ErrUnexpectedEOF within a record       TestEndWithoutCloseNotify
 //
 //	reset by the peer, or another error of a write
@@ -132,6 +134,7 @@
 //	  kernel sends  all calls fail                                       TestPeerReset
 //	  kernel sends  during SendFile: it fails, and all that follow       TestPeerResetDuringSendFile
 //	  kernel sends  the same if Read was told of the reset               TestPeerResetReadDuringSendFile
+//	  kernel reads  Read fails                                           TestReceiveReset
 //	  closed        Read fails                                           TestPeerReset
 //
 //	write deadline passes
@@ -145,6 +148,8 @@
 //	  handshake     the handshake fails for good                         TestHandshakeDeadlines
 //	  crypto/tls    Read fails; a later one may succeed                  TestReadDeadline
 //	  kernel sends  Read fails; a later one may succeed                  TestReadDeadline
+//	  kernel reads  the same                                             TestReceiveDeadline
+//	  kernel reads  within WriteTo: nothing is lost                      TestSpliceDeadline
 //	  closed        after CloseWrite the same                            TestReadDeadline
 //
 //	SendFile of a file that is shorter, or becomes it
@@ -164,6 +169,7 @@
 //	  handshake     alert unexpected_message; the handshake fails        TestHandshakeFaults
 //	  crypto/tls    alert; no write, no upgrade any more                 TestRenegotiationEndsWriting
 //	  kernel sends  alert; no write any more                             TestRenegotiationEndsWriting
+//	  kernel reads  alert; the end                                       TestReceivedRecordErrors
 //	  closed        Read fails; nothing is sent                          TestNothingFollowsCloseNotify
 //
 //	CloseWrite
@@ -182,11 +188,13 @@
 //	  kernel sends  what MSG_MORE held back goes before                  TestCloseFlushesWriteMore
 //	  kernel sends  no room for close_notify: waits for 5 s              TestCloseNotifyWaitsForRoom
 //	  kernel sends  during SendFile: no close_notify                     TestCloseDuringSendFile
+//	  kernel reads  a blocked Read ends                                  TestCloseWakesReader
 //	  closed        no second close_notify; net.ErrClosed after Close    TestCallsAfterTheEnd
 //
 //	Abort
 //	  handshake     closes TCP; the handshake fails                      TestCloseDuringHandshake
 //	  crypto/tls    closes TCP; blocked calls return its reason          TestAbortEndsBlockedCalls
 //	  kernel sends  closes TCP; blocked calls return its reason          TestAbortDuringSendFile
+//	  kernel reads  a blocked Read returns its reason                    TestCloseWakesReader
 //	  closed        nothing after Close                                  TestCallsAfterTheEnd
 package ktls

@@ -424,6 +424,7 @@ func TestReceivedRecordErrors(t *testing.T) {
 		{"KeyUpdate of another length", sealed(RecordTypeHandshake, msgKeyUpdate, 0, 0, 2, 0, 0), alertUnexpectedMessage},
 	}
 	only12 := []record{
+		{"KeyUpdate", sealed(RecordTypeHandshake, msgKeyUpdate, 0, 0, 1, 0), alertUnexpectedMessage},
 		{"HelloRequest", sealed(RecordTypeHandshake, 0, 0, 0, 0), alertNoRenegotiation},
 		{"alert of an unknown level", sealed(RecordTypeAlert, 3, alertInternalError), alertUnexpectedMessage},
 	}
@@ -1209,4 +1210,27 @@ func TestCloseWhileReadersAlertIsBlocked(t *testing.T) {
 		t.Error("an unknown record was read")
 	}
 	checkTruncated(t, client.c13, append(content, 0))
+}
+
+// TestReceiveAfterCloseWrite: nothing follows close_notify, no answer to a
+// KeyUpdate and no alert.
+func TestReceiveAfterCloseWrite(t *testing.T) {
+	checkLeaks(t)
+	l, client := receivingRekeyLink(t, upgradable[0])
+	if err := l.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the client sees %v", err)
+	}
+	client.c13.keyUpdate(true)
+	client.Write([]byte("more"))
+	l.mustRead([]byte("more"))
+	client.raw(garbage)
+	if n, err := l.Read(make([]byte, 1)); n != 0 || !errors.Is(err, tls.AlertError(alertBadRecordMAC)) {
+		t.Errorf("Read: %d, %v", n, err)
+	}
+	if r, err := client.c13.rawRecord(); err != io.EOF {
+		t.Errorf("after close_notify came %x, %v", r, err)
+	}
 }
