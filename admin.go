@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/prometheus/client_golang/prometheus"
@@ -69,6 +70,7 @@ type serverStatus struct {
 	MaxHandshakes    int      `json:"max_handshakes"`    // 0: no bound
 	ZerocopyRO       bool     `json:"zerocopy_ro"`
 	RecordSize       int      `json:"record_size"`
+	KeyLimit         uint64   `json:"key_limit"` // records; 0: as many as the cipher allows
 	RX               bool     `json:"rx"`
 }
 
@@ -90,6 +92,14 @@ func (s *wrapperSet) add(w *ListenerWrapper) {
 func (s *wrapperSet) remove(w *ListenerWrapper) {
 	s.mu.Lock()
 	s.all = slices.DeleteFunc(s.all, func(other *ListenerWrapper) bool { return other == w })
+	s.mu.Unlock()
+}
+
+// starting keeps what can't be read from the server's settings later on: Caddy
+// completes them after it has provisioned the wrapper.
+func (s *wrapperSet) starting(w *ListenerWrapper, handshakeTimeout time.Duration) {
+	s.mu.Lock()
+	w.timeout = handshakeTimeout
 	s.mu.Unlock()
 }
 
@@ -178,7 +188,7 @@ func currentStatus() (*status, error) {
 					s.Handshakes.Refused += n
 				}
 			case "caddy_ktls_rekeys_total":
-				s.Rekeys[l["result"]] = int64(m.Counter.GetValue())
+				s.Rekeys[l["result"]] += int64(m.Counter.GetValue())
 			}
 		}
 	}

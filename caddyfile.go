@@ -19,6 +19,7 @@ import (
 //	    max_handshakes    <n>
 //	    zerocopy_ro       on|off
 //	    record_size       <bytes>
+//	    key_limit         <records>
 //	    rx                on|off
 //	    require
 //	}
@@ -55,6 +56,15 @@ func (w *ListenerWrapper) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				return d.Errf("max_handshakes: '%s' is no number above zero", d.Val())
 			}
 			w.MaxHandshakes = n
+		case "key_limit":
+			n, err := parseNumber(d)
+			if err != nil {
+				return err
+			}
+			if n < minKeyLimit {
+				return d.Errf("key_limit: '%s' is no number from %d on", d.Val(), minKeyLimit)
+			}
+			w.KeyLimit = uint64(n)
 		case "record_size":
 			n, err := parseNumber(d)
 			if err != nil {
@@ -127,11 +137,12 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 // UnmarshalCaddyfile sets up the handler from Caddyfile tokens. Syntax:
 //
 //	ktls [<matcher>] [off] {
-//	    min_size <size>
-//	    chunk    <size>
-//	    http2    on|off
-//	    allow_fs <names...>
-//	    deny_fs  <names...>
+//	    min_size         <size>
+//	    chunk            <size>
+//	    http2            on|off
+//	    http2_frame_size <size>
+//	    allow_fs         <names...>
+//	    deny_fs          <names...>
 //	}
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume directive name
@@ -166,6 +177,16 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				return d.Errf("chunk: '%s' is no size from %s to %s", value, humanize.IBytes(minChunk), humanize.IBytes(maxChunk))
 			}
 			h.Chunk = int64(size)
+		case "http2_frame_size":
+			var value string
+			if !d.AllArgs(&value) {
+				return d.ArgErr()
+			}
+			size, err := humanize.ParseBytes(value)
+			if err != nil || size < minFrameSize || size > maxFrameSize {
+				return d.Errf("http2_frame_size: '%s' is no size from %s to %s", value, humanize.IBytes(minFrameSize), humanize.IBytes(maxFrameSize))
+			}
+			h.HTTP2FrameSize = int64(size)
 		case "http2":
 			var value string
 			if !d.AllArgs(&value) {

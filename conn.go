@@ -30,9 +30,9 @@ type conn struct {
 	pending  atomic.Pointer[handshake] // nil once it is done: connections idle for long
 	gauge    atomic.Int32
 
-	h2         bool // negotiated protocol; set before pending is nil
-	preface    int8 // bytes of the HTTP/2 client preface seen; -1 when it is settled
-	refusedKey bool // ended by a KeyUpdate, and counted. For the reader
+	h2      bool       // negotiated protocol; set before pending is nil
+	preface int8       // bytes of the HTTP/2 client preface seen; -1 when it is settled
+	http2   *http2Conn // with h2
 
 	// The response under way. Used by the goroutine that writes it, and only on
 	// HTTP/1.1.
@@ -60,10 +60,12 @@ func (c *conn) Read(p []byte) (int, error) {
 	if err := c.handshake(); err != nil {
 		return 0, io.EOF
 	}
-	n, err := c.Conn.Read(p)
-	if err != nil && !c.refusedKey && errors.Is(err, ktls.ErrKeyUpdate) {
-		c.refusedKey = true
-		metrics.rekeys.WithLabelValues("refused").Inc()
+	var n int
+	var err error
+	if c.http2 != nil {
+		n, err = c.readHTTP2(p)
+	} else {
+		n, err = c.Conn.Read(p)
 	}
 	if c.preface >= 0 && n > 0 && !c.checkPreface(p[:n]) {
 		c.Close()
@@ -130,7 +132,7 @@ func (c *conn) runHandshake(h *handshake) error {
 		c.Close()
 		return err
 	}
-	h.restoreDeadline(c.Conn)
+	deadline := h.restoreDeadline(c.Conn)
 	c.countCurrent()
 
 	state := c.ConnectionState()
@@ -142,7 +144,10 @@ func (c *conn) runHandshake(h *handshake) error {
 			c.Close()
 			return errors.New("HTTP/2 prohibits " + tls.CipherSuiteName(state.CipherSuite))
 		}
-		c.h2 = true
+		c.h2, c.http2 = true, &http2Conn{deadline: deadline}
+		if size := l.opts.RecordSize; size > 0 {
+			c.http2.frames.Record = size - 1 // in TLS 1.3 the type counts
+		}
 	case "", "http/1.1", "http/1.0":
 	default: // acme-tls/1 ends here: the handshake was all it wanted
 		c.Close()
@@ -169,6 +174,9 @@ func prohibitedByHTTP2(state *tls.ConnectionState) bool {
 // Close closes the connection as ktls.Conn does.
 func (c *conn) Close() error {
 	err := c.Conn.Close()
+	if c.pending.Load() == nil && c.http2 != nil {
+		c.http2.frames.Close(net.ErrClosed)
+	}
 	if c.gauge.Swap(gaugeClosed) == gaugeCounted {
 		metrics.current.Dec()
 	}
@@ -213,6 +221,8 @@ func (c *conn) SetReadDeadline(t time.Time) error {
 		h.mu.Lock()
 		h.deadline, h.setAt = t, time.Now()
 		h.mu.Unlock()
+	} else if c.http2 != nil {
+		return c.setReadDeadlineHTTP2(t)
 	}
 	return c.Conn.SetReadDeadline(t)
 }
@@ -227,16 +237,18 @@ func (h *handshake) context(local net.Addr) context.Context {
 }
 
 // restoreDeadline replaces the deadline of the handshake by the one that was
-// set before it, with the time that was left then.
-func (h *handshake) restoreDeadline(c *ktls.Conn) {
+// set before it, with the time that was left then, and returns it.
+func (h *handshake) restoreDeadline(c *ktls.Conn) (deadline time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	c.SetWriteDeadline(time.Time{})
 	if h.deadline.IsZero() {
 		c.SetReadDeadline(time.Time{})
-		return
+		return time.Time{}
 	}
-	c.SetReadDeadline(time.Now().Add(h.deadline.Sub(h.setAt)))
+	deadline = time.Now().Add(h.deadline.Sub(h.setAt))
+	c.SetReadDeadline(deadline)
+	return deadline
 }
 
 // body is a part of a file that is sent in the place of stand-in bytes.
@@ -254,6 +266,12 @@ var errStandIn = errors.New("stand-in bytes don't match the announced body")
 // Write writes to the client. Stand-in bytes never leave: they are replaced by
 // the announced body, or the connection ends.
 func (c *conn) Write(p []byte) (int, error) {
+	if err := c.handshake(); err != nil {
+		return 0, err
+	}
+	if c.http2 != nil {
+		return c.writeHTTP2(p)
+	}
 	if c.body != nil || isStandIn(p) {
 		return c.writeBody(p)
 	}
@@ -276,9 +294,15 @@ func (c *conn) writeBody(p []byte) (int, error) {
 
 // failStandIn ends the connection and says so, with errStandIn.
 func (c *conn) failStandIn() error {
-	c.listener.logger.Error("response failed", zap.Stringer("remote", c.RemoteAddr()), zap.Error(errStandIn))
-	c.Abort(errStandIn)
+	c.failed(errStandIn)
 	return errStandIn
+}
+
+// failed ends the connection at once, because what was to be sent isn't what was
+// announced, and says so.
+func (c *conn) failed(err error) {
+	c.listener.logger.Error("response failed", zap.Stringer("remote", c.RemoteAddr()), zap.Error(err))
+	c.Abort(err)
 }
 
 var _ net.Conn = (*conn)(nil)

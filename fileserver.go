@@ -1,13 +1,14 @@
 package caddyktls
 
 import (
-	"errors"
+	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -15,6 +16,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/caddy-ktls/caddy-ktls/internal/framing"
 	"github.com/caddy-ktls/caddy-ktls/ktls"
 )
 
@@ -56,6 +58,13 @@ type Handler struct {
 	// Default: true.
 	HTTP2 *bool `json:"http2,omitempty"`
 
+	// How large the frames are that an HTTP/2 connection is served in, in bytes,
+	// from 16384 to 1048576; clients get theirs of the size they accept. Larger
+	// ones cost less processor time, and as much memory for each HTTP/2 connection
+	// that a file was sent on by sendfile. Multiples of 16375 are best. Default:
+	// 114625.
+	HTTP2FrameSize int64 `json:"http2_frame_size,omitempty"`
+
 	// File systems to send from that are not trusted by default, by their
 	// names in mount(8); `unknown` for those without a name here. Trusted by
 	// default are local ones. Not trusted, because their pages come and go by
@@ -71,18 +80,10 @@ type Handler struct {
 	logger *zap.Logger
 }
 
-// defaultMinSize is the default of Handler.MinSize, in bytes. Measured against
-// Caddy without the module, in 1000 instructions per response (kernel 7.3, TLS
-// 1.3 AES-128-GCM, HTTP/1.1): on a kept-alive connection 64 KiB 490 with
-// crypto/tls and 500 to 570 with sendfile, 256 KiB 1351 and 1240 to 1330; with a
-// handshake each, 64 KiB 3008 and 3180, 256 KiB 3970 and 3700.
+// defaultMinSize is the default of Handler.MinSize, in bytes: where sendfile costs
+// no more than the plain path, neither on a kept-alive connection nor with one
+// for each response. docs/min-size.md has what was measured on both sides.
 const defaultMinSize = 128 << 10
-
-// minHTTP2 is the least HTTP/2 response, in bytes, for which a connection is
-// moved into the kernel. Without sendfile there is little to gain: measured in
-// 10^9 instructions per GiB, 8.90 against 9.37 with 16 MiB files, but 11.06
-// against 10.69 with 1 MiB (kernel 7.3, TLS 1.3 AES-128-GCM, keep-alive).
-const minHTTP2 = 8 << 20
 
 // CaddyModule returns the Caddy module information.
 func (Handler) CaddyModule() caddy.ModuleInfo {
@@ -108,6 +109,12 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.Chunk < minChunk || h.Chunk > maxChunk {
 		return fmt.Errorf("chunk: %d is not between %d and %d", h.Chunk, minChunk, maxChunk)
 	}
+	if h.HTTP2FrameSize == 0 {
+		h.HTTP2FrameSize = defaultFrameSize
+	}
+	if h.HTTP2FrameSize < minFrameSize || h.HTTP2FrameSize > maxFrameSize {
+		return fmt.Errorf("http2_frame_size: %d is not between %d and %d", h.HTTP2FrameSize, minFrameSize, maxFrameSize)
+	}
 	if err := checkFileSystems(h.AllowFS, h.DenyFS); err != nil {
 		return err
 	}
@@ -118,6 +125,12 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		pairs.handler(ctx, server, h.logger)
 	}
 	ktls.Probe() // not with the first request
+	framing.StandIn(0, int(h.HTTP2FrameSize))
+	for writer, s := range http2Servers() {
+		if s.err != nil {
+			h.logger.Warn("no sendfile over HTTP/2: this build's server isn't known", zap.String("writer", writer), zap.Error(s.err))
+		}
+	}
 	if err := standInWorks(); err != nil {
 		h.logger.Warn("sendfile off: this build's net/http isn't known", zap.Error(err))
 	}
@@ -138,12 +151,16 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	rw.conn, rw.reason = h.eligible(r)
 	rw.http2 = r.ProtoMajor == 2
+	rw.ctx = r.Context()
 	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
 		extra.Set(zap.Object("ktls", rw))
 	}
 	rw.answerPlaceholders(r)
 	var err error
 	defer func() { // also in a panic, which is an answer of its own
+		if rw.stream != nil {
+			rw.stream.Void()
+		}
 		if err != nil && !rw.wroteHeader {
 			return // an error route will answer
 		}
@@ -176,6 +193,8 @@ func (h *Handler) eligible(r *http.Request) (*conn, string) {
 	}
 	c, ok := r.Context().Value(connKey{}).(*conn)
 	switch {
+	case r.ProtoMajor == 3:
+		return nil, reasonHTTP3
 	case !ok && !ktls.Probe().Usable():
 		return nil, ktls.ReasonKernel
 	case !ok:
@@ -185,7 +204,7 @@ func (h *Handler) eligible(r *http.Request) (*conn, string) {
 	case r.ProtoMajor == 2 && h.HTTP2 != nil && !*h.HTTP2:
 		return nil, reasonHTTP2
 	case r.ProtoMajor == 2:
-		return c, reasonHTTP2
+		return c, ""
 	case standInWorks() != nil:
 		return nil, reasonUnknownHTTP1
 	}
@@ -206,9 +225,10 @@ func clientMethod(r *http.Request) string {
 type responseWriter struct {
 	*caddyhttp.ResponseWriterWrapper
 	handler *Handler
-	conn    *conn  // nil if the request rules the kernel out
-	http2   bool   // no sendfile; at most the kernel encrypts
-	reason  string // why not sendfile; empty while nothing was decided
+	conn    *conn // nil if the request rules the kernel out
+	http2   bool
+	ctx     context.Context // of the request
+	reason  string          // why not sendfile; empty while nothing was decided
 
 	wroteHeader bool
 	wroteBody   bool
@@ -220,6 +240,11 @@ type responseWriter struct {
 	sent        int64  // bytes sent by sendfile
 	cut         bool   // the connection was ended within the body
 	copied      int64  // bytes sent the plain way
+
+	// HTTP/2
+	stream  *framing.Body // nil: not followed
+	idle    []idleWriter  // found with stream
+	ceiling time.Time     // write deadline that a handler has set
 }
 
 // MarshalLogObject is the access log's view of the response.
@@ -330,6 +355,9 @@ func (w *responseWriter) watchLength(h http.Header) {
 // WriteHeader looks at the header as net/http got it: writers below may change
 // it, and later changes don't count.
 func (w *responseWriter) WriteHeader(status int) {
+	if w.conn != nil && w.conn.Expiring() {
+		w.ResponseWriterWrapper.Header().Set("Connection", "close") // HTTP/2: GOAWAY
+	}
 	w.ResponseWriterWrapper.WriteHeader(status)
 	if w.wroteHeader || status < 200 {
 		return
@@ -350,6 +378,19 @@ func (w *responseWriter) WriteHeader(status int) {
 	if n, err := strconv.ParseInt(h.Get("Content-Length"), 10, 64); err == nil && n >= 0 {
 		w.length = n
 	}
+	if w.http2 && w.length >= w.handler.MinSize && w.length >= minStandIn {
+		w.watch()
+	}
+}
+
+// SetWriteDeadline remembers the deadline for those that are set while a file is
+// sent.
+func (w *responseWriter) SetWriteDeadline(t time.Time) error {
+	err := http.NewResponseController(w.ResponseWriter).SetWriteDeadline(t)
+	if err == nil {
+		w.ceiling = t
+	}
+	return err
 }
 
 // Write takes the plain path.
@@ -379,6 +420,9 @@ func (w *responseWriter) ReadFrom(r io.Reader) (int64, error) {
 		}
 		if s := w.plan(r); s != nil {
 			w.wroteBody = true
+			if w.http2 {
+				return s.runHTTP2()
+			}
 			return s.run()
 		}
 	}
@@ -401,12 +445,6 @@ func (w *responseWriter) plan(r io.Reader) *sending {
 		return refuse(w.noFile())
 	}
 	n := remaining(limits)
-	if w.http2 {
-		if n >= minHTTP2 {
-			w.conn.upgrade() //nolint:errcheck // its log line says
-		}
-		return refuse(reasonHTTP2)
-	}
 	switch {
 	case w.length < 0:
 		return refuse(reasonChunked)
@@ -417,9 +455,15 @@ func (w *responseWriter) plan(r io.Reader) *sending {
 	case n < w.handler.MinSize || n < minStandIn:
 		return refuse(reasonTooSmall)
 	}
-	idle, unknown := writersBelow(w.ResponseWriter)
-	if unknown != "" {
-		return refuse(reasonUnknown + unknown)
+	idle := w.idle
+	if w.stream == nil {
+		var unknown string
+		if _, idle, unknown = writersBelow(w.ResponseWriter); unknown != "" {
+			return refuse(reasonUnknown + unknown)
+		}
+		if w.http2 {
+			return refuse(reasonUnknownHTTP2)
+		}
 	}
 	fi, err := file.Stat()
 	if err != nil || !fi.Mode().IsRegular() || isDirect(file) {
@@ -435,10 +479,13 @@ func (w *responseWriter) plan(r io.Reader) *sending {
 	if fi.Size()-off < n {
 		return refuse(reasonShortFile)
 	}
+	if !w.conn.Room(n) {
+		return refuse(ktls.ReasonKeyLimit)
+	}
 	if err := w.conn.upgrade(); err != nil {
 		return refuse(upgradeError(err).Reason)
 	}
-	return &sending{w: w, file: file, off: off, n: n, limits: limits, idle: idle}
+	return &sending{w: w, file: file, off: off, n: n, limits: limits, idle: idle, ctx: w.ctx}
 }
 
 // unwrapFile finds the file under any number of limits.
@@ -466,150 +513,6 @@ func remaining(limits []*io.LimitedReader) int64 {
 		}
 	}
 	return n
-}
-
-// writersBelow walks the chain of writers down to net/http's own. Stand-in
-// bytes may pass only through types that are known to hand them on at once and
-// as they are: a cache that stored them would serve them. It returns the writers
-// that keep the idle time-out, or the type that isn't known.
-func writersBelow(w http.ResponseWriter) (idle []idleWriter, unknown string) {
-	for {
-		switch v := w.(type) {
-		case *caddyhttp.IdleTimeoutWriter:
-			chunk := v.MaxChunk
-			if chunk <= 0 {
-				chunk = caddyhttp.DefaultMaxWriteChunk
-			}
-			idle = append(idle, idleWriter{v, int64(chunk)})
-			w = v.Unwrap()
-			continue
-		case caddyhttp.ResponseRecorder:
-			// Access log and metrics. Anyone may implement the interface, and a
-			// recorder may buffer; only Caddy's own, not buffering, will do.
-			if typeName(v) == "*"+caddyhttpPath+".responseRecorder" && !v.Buffered() {
-				w = v.(interface{ Unwrap() http.ResponseWriter }).Unwrap()
-				continue
-			}
-		}
-		switch name := typeName(w); name {
-		case "*net/http.response":
-			return idle, ""
-		case "*" + caddyhttpPath + ".readDeadlineWriter", "*" + caddyhttpPath + "/headers.responseWriterWrapper":
-			w = w.(interface{ Unwrap() http.ResponseWriter }).Unwrap()
-		default:
-			return nil, name
-		}
-	}
-}
-
-// sending is one body on its way.
-type sending struct {
-	w      *responseWriter
-	file   *os.File
-	off, n int64
-	limits []*io.LimitedReader
-	idle   []idleWriter
-}
-
-// run writes the header, then stand-in bytes that the connection replaces. Any
-// error ends the connection: there is no way back once the header is out.
-func (s *sending) run() (done int64, err error) {
-	c := s.w.conn
-	below := s.w.ResponseWriter
-	limit, restore := s.raiseChunk()
-	defer func() {
-		restore()
-		c.head, c.body = false, nil
-		if done != s.n {
-			s.w.cut = true
-			c.Abort(errBodyCut)
-		}
-		for _, l := range s.limits {
-			l.N -= done
-		}
-		s.file.Seek(s.off+done, io.SeekStart)
-	}()
-
-	c.head = true
-	if err := http.NewResponseController(below).Flush(); err != nil {
-		return 0, err
-	}
-	c.head = false
-	b := &body{file: s.file, off: s.off, left: s.n, stalled: s.keepAlive()}
-	c.body = b
-	for done < s.n {
-		step := nextStandIn(s.n-done, limit)
-		_, err := below.Write(standIn[:step])
-		gone := s.n - b.left - done
-		done += gone
-		s.w.sent = done
-		if err == nil && gone != step { // kept back by a writer on the way
-			err = c.failStandIn()
-		}
-		if err != nil {
-			return done, err
-		}
-	}
-	return done, nil
-}
-
-// errBodyCut ends a connection within an announced body.
-var errBodyCut = errors.New("the file could not be sent to its end")
-
-// idleWriter is a writer that keeps Caddy's idle time-out, and its own chunk.
-type idleWriter struct {
-	*caddyhttp.IdleTimeoutWriter
-	chunk int64
-}
-
-// raiseChunk lets the idle time-out writers pass on as much as we write at once.
-// Where a minimum rate is set their own chunks stay: it counts by them. It
-// returns how much to write at once, and what undoes it.
-func (s *sending) raiseChunk() (limit int64, restore func()) {
-	limit = s.w.handler.Chunk
-	for _, w := range s.idle {
-		if w.Deadline.MinRate > 0 {
-			limit = max(min(limit, w.chunk), minStandIn)
-		}
-	}
-	old := make([]int, len(s.idle))
-	for i, w := range s.idle {
-		old[i] = w.MaxChunk
-		w.MaxChunk = int(limit + minStandIn)
-	}
-	return limit, func() {
-		for i, w := range s.idle {
-			w.MaxChunk = old[i]
-		}
-	}
-}
-
-// keepAlive returns what to do when the client takes no more for now, or nil.
-// The idle time-out gives a client its time for each of Caddy's chunks. Ours are
-// larger, so the deadline moves whenever as much has gone as Caddy would have
-// written at once.
-func (s *sending) keepAlive() func(sent int64) {
-	var idle []idleWriter
-	for _, w := range s.idle {
-		if w.Deadline.MinRate <= 0 {
-			idle = append(idle, w)
-		}
-	}
-	if len(idle) == 0 {
-		return nil
-	}
-	marks := make([]int64, len(idle))
-	return func(sent int64) { // sent counts from the begin of each write
-		for i, w := range idle {
-			if sent < marks[i] {
-				marks[i] = 0
-			}
-			if sent-marks[i] >= w.chunk {
-				marks[i] = sent
-				w.Override(w.Deadline.Timeout, 0, 0)() // arms the deadline anew
-			}
-		}
-	}
 }
 
 // Interface guards

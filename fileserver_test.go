@@ -3,6 +3,7 @@ package caddyktls
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"io"
 	"net"
 	"net/http"
@@ -12,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/caddy-ktls/caddy-ktls/ktls"
 )
 
 func TestUnwrapFileFindsTheFileUnderItsLimits(t *testing.T) {
@@ -52,7 +55,7 @@ func chain(t *testing.T, wrap func(http.ResponseWriter) http.ResponseWriter) (id
 	t.Helper()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var writers []idleWriter
-		writers, unknown = writersBelow(wrap(w))
+		_, writers, unknown = writersBelow(wrap(w))
 		idle = len(writers)
 	}))
 	defer srv.Close()
@@ -119,6 +122,34 @@ type cachingWriter struct {
 	*caddyhttp.ResponseWriterWrapper
 }
 
+// One write is as large as configured, and no larger than Caddy's own where a
+// minimum rate counts by them. Caddy's own comes back in the end.
+func TestRaiseChunk(t *testing.T) {
+	for _, test := range []struct {
+		chunk, own int
+		rate       int64
+		want       int64
+	}{
+		{maxChunk, 64 << 10, 0, maxChunk},
+		{minChunk, 64 << 10, 0, minChunk},
+		{1 << 20, 4 << 20, 0, 1 << 20},
+		{maxChunk, 64 << 10, 1000, 64 << 10},
+		{minChunk, 1 << 20, 1000, minChunk},
+		{maxChunk, 1 << 10, 1000, minStandIn},
+	} {
+		idle := &caddyhttp.IdleTimeoutWriter{MaxChunk: test.own}
+		idle.Deadline.MinRate = test.rate
+		s := &sending{w: &responseWriter{handler: &Handler{Chunk: int64(test.chunk)}}, idle: []idleWriter{{idle, int64(test.own)}}}
+		limit, restore := s.raiseChunk()
+		if limit != test.want || idle.MaxChunk < int(limit+minStandIn) {
+			t.Errorf("%+v: %d, of which Caddy passes on %d at once", test, limit, idle.MaxChunk)
+		}
+		if restore(); idle.MaxChunk != test.own {
+			t.Errorf("%+v: Caddy's own is %d afterwards", test, idle.MaxChunk)
+		}
+	}
+}
+
 func TestIsDirect(t *testing.T) {
 	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
 	if err != nil {
@@ -151,13 +182,16 @@ func TestConnContextFindsOurConnection(t *testing.T) {
 	}
 }
 
+// bareConn is a connection on nothing, before its handshake.
+func bareConn() *conn { return &conn{Conn: ktls.Server(nil, new(tls.Config), nil)} }
+
 type wrappedConn struct{ net.Conn }
 
 // A flush sends the header: what a handler adds later doesn't count.
 func TestFlushSettlesTheHeader(t *testing.T) {
 	lengths := make(chan int64, 2)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		rw := &responseWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, conn: &conn{}, length: -1}
+		rw := &responseWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, conn: bareConn(), length: -1}
 		early := r.URL.Path == "/early"
 		if early {
 			rw.Header().Set("Content-Length", "3")

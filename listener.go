@@ -1,6 +1,7 @@
 package caddyktls
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -67,15 +68,27 @@ type ListenerWrapper struct {
 	// Default: 16384, the protocol's limit.
 	RecordSize int `json:"record_size,omitempty"`
 
-	// Let the kernel decrypt as well what clients send. A file server gains
-	// nothing by it. Default: false, Go decrypts.
+	// Let the kernel decrypt as well what clients send, on connections that it
+	// encrypts: with `upgrade handshake` on all of them, or else from the first
+	// response by sendfile on. Not with the listener wrappers proxy_protocol and
+	// http_redirect, which read ahead. A client's KeyUpdate then ends the
+	// connection where the kernel can't follow (before Linux 6.14). A file server
+	// gains nothing by it. Default: false, Go decrypts.
 	RX bool `json:"rx,omitempty"`
+
+	// How many TLS records the kernel may encrypt under one key, at least 64.
+	// After so many, a connection with TLS 1.3 gets a new key (Linux 6.14 or
+	// newer); others are told to end, with `Connection: close` or GOAWAY, when
+	// seven eighths are used. Default, and at most, what the cipher allows:
+	// 23726566 for AES-GCM (RFC 8446, section 5.5), some 388 GB.
+	KeyLimit uint64 `json:"key_limit,omitempty"`
 
 	ctx       caddy.Context
 	server    *caddyhttp.Server
 	features  *ktls.Features
 	usable    bool
 	admission *admission
+	timeout   time.Duration // of handshakes; known when the server starts, guarded by servers
 	logger    *zap.Logger
 }
 
@@ -85,6 +98,9 @@ const (
 	minRecordSize = 64
 	maxRecordSize = 16384
 )
+
+// minKeyLimit is the least ListenerWrapper.KeyLimit.
+const minKeyLimit = 64
 
 // Values of ListenerWrapper.Upgrade.
 const (
@@ -119,6 +135,9 @@ func (w *ListenerWrapper) Provision(ctx caddy.Context) error {
 	}
 	if w.RecordSize != 0 && (w.RecordSize < minRecordSize || w.RecordSize > maxRecordSize) {
 		return fmt.Errorf("record_size: %d isn't from %d to %d", w.RecordSize, minRecordSize, maxRecordSize)
+	}
+	if w.KeyLimit != 0 && w.KeyLimit < minKeyLimit {
+		return fmt.Errorf("key_limit: %d is less than %d", w.KeyLimit, minKeyLimit)
 	}
 	server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	if !ok {
@@ -199,7 +218,7 @@ func (w *ListenerWrapper) dropUnsupported() error {
 	}
 	if w.RX && len(receives(w.features)) == 0 {
 		w.RX = false
-		return drop("rx", "decrypt (Linux 4.17, TLS 1.3 from 6.0 on)", w.features.RX[ktls.Combinations()[0]])
+		return drop("rx", "decrypt (Linux 6.0 or newer)", w.features.RX[ktls.Combinations()[0]])
 	}
 	return nil
 }
@@ -218,6 +237,9 @@ func (w *ListenerWrapper) settings() []zap.Field {
 	}
 	if w.RecordSize != 0 {
 		set = append(set, zap.Int("record_size", w.RecordSize))
+	}
+	if w.KeyLimit != 0 {
+		set = append(set, zap.Uint64("key_limit", w.KeyLimit))
 	}
 	if w.RX {
 		set = append(set, zap.Strings("receive", receives(w.features)))
@@ -271,6 +293,7 @@ func those(can func(version uint16, c ktls.Cipher) bool) []string {
 // WrapListener puts our connections in the place of those of the TLS listener
 // ln. A listener without TLS is returned as it is.
 func (w *ListenerWrapper) WrapListener(ln net.Listener) net.Listener {
+	servers.starting(w, w.handshakeTimeout())
 	if !w.usable {
 		return ln
 	}
@@ -300,7 +323,11 @@ func (w *ListenerWrapper) WrapListener(ln net.Listener) net.Listener {
 		ZerocopyRO:         w.ZerocopyRO,
 		RecordSize:         w.RecordSize,
 		RX:                 w.RX,
+		Unbuffered:         unbuffered,
+		OnReceive:          l.receiving,
+		KeyLimit:           w.KeyLimit,
 		OnUpgrade:          l.upgraded,
+		OnRekey:            l.rekeyed,
 	}
 	return l
 }
@@ -325,10 +352,11 @@ func (w *ListenerWrapper) status() serverStatus {
 		Listen:           w.server.Listen,
 		Usable:           w.usable,
 		Upgrade:          w.Upgrade,
-		HandshakeTimeout: w.handshakeTimeout().Seconds(),
+		HandshakeTimeout: cmp.Or(time.Duration(w.HandshakeTimeout), w.timeout).Seconds(),
 	}
 	if w.usable {
 		s.MaxHandshakes, s.ZerocopyRO, s.RecordSize, s.RX = w.MaxHandshakes, w.ZerocopyRO, w.RecordSize, w.RX
+		s.KeyLimit = w.KeyLimit
 		if s.RecordSize == 0 {
 			s.RecordSize = maxRecordSize
 		}
@@ -361,6 +389,17 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 	c.Conn = ktls.Server(raw, l.config, l.opts)
 	return c, nil
+}
+
+// rekeyed counts and logs a change of the sending key.
+func (l *listener) rekeyed(c *ktls.Conn, byPeer bool, err error) {
+	countRekey(byPeer, err)
+	if e := l.logger.Check(zapcore.DebugLevel, "sending key changed"); e != nil && err == nil {
+		e.Write(zap.Stringer("remote", c.RemoteAddr()), zap.Bool("asked_by_client", byPeer))
+	}
+	if e := l.logger.Check(zapcore.DebugLevel, "sending key could not be changed"); e != nil && err != nil {
+		e.Write(zap.Stringer("remote", c.RemoteAddr()), zap.Bool("asked_by_client", byPeer), zap.Error(err))
+	}
 }
 
 // upgraded counts and logs how an upgrade went.

@@ -123,7 +123,7 @@ func TestStatusOfServers(t *testing.T) {
 		features: &ktls.Features{RX: map[ktls.Combination]ktls.Answer{{Version: 0x0304, Cipher: ktls.AES256GCM}: {Support: ktls.Yes}}},
 	}
 	got, err := json.Marshal(w.status())
-	if want := `{"listen":[":443"],"usable":true,"upgrade":"handshake","handshake_timeout":1.5,"max_handshakes":4,"zerocopy_ro":true,"record_size":1024,"rx":true}`; err != nil || string(got) != want {
+	if want := `{"listen":[":443"],"usable":true,"upgrade":"handshake","handshake_timeout":1.5,"max_handshakes":4,"zerocopy_ro":true,"record_size":1024,"key_limit":0,"rx":true}`; err != nil || string(got) != want {
 		t.Errorf("%s, want %s: %v", got, want, err)
 	}
 	var names []string

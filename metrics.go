@@ -27,6 +27,7 @@ var metrics = struct {
 	waiting     prometheus.Gauge
 	handshakes  *prometheus.HistogramVec
 	rekeys      *prometheus.CounterVec
+	receiving   *prometheus.CounterVec
 }{
 	connections: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "ktls", Name: "connections_total",
@@ -59,13 +60,17 @@ var metrics = struct {
 	}, []string{"result"}),
 	rekeys: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "ktls", Name: "rekeys_total",
-		Help: "Changes of the sending key that a client asked for on connections that the kernel encrypts, by result (refused).",
-	}, []string{"result"}),
+		Help: "Changes of the sending key of connections that the kernel encrypts, by who wanted it (client, limit: the usage limit of a key) and result (ok, refused: the kernel can't, flood: too many, failed).",
+	}, []string{"by", "result"}),
+	receiving: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "ktls", Name: "receiving_total",
+		Help: "Connections that the kernel encrypts and, with rx on, was to decrypt, by how that went (upgraded, refused) and why not.",
+	}, []string{"outcome", "reason"}),
 }
 
 func collectors() []prometheus.Collector {
 	return []prometheus.Collector{metrics.connections, metrics.current, metrics.responses, metrics.bytes,
-		metrics.inFlight, metrics.waiting, metrics.handshakes, metrics.rekeys}
+		metrics.inFlight, metrics.waiting, metrics.handshakes, metrics.rekeys, metrics.receiving}
 }
 
 // registerMetrics adds the collectors to a configuration's registry. Several
@@ -114,6 +119,32 @@ func versionLabel(v uint16) string {
 		return "other"
 	}
 	return tls.VersionName(v)
+}
+
+// countReceiving counts how the switch of a receiving side went.
+func countReceiving(err error) {
+	outcome, reason := "upgraded", ""
+	if err != nil {
+		outcome, reason = "refused", upgradeError(err).Reason
+	}
+	metrics.receiving.WithLabelValues(outcome, reason).Inc()
+}
+
+// countRekey counts a change of the sending key.
+func countRekey(byPeer bool, err error) {
+	by, result := "limit", "ok"
+	if byPeer {
+		by = "client"
+	}
+	switch {
+	case errors.Is(err, ktls.ErrKeyUpdate):
+		result = "refused"
+	case errors.Is(err, ktls.ErrKeyUpdateFlood):
+		result = "flood"
+	case err != nil:
+		result = "failed"
+	}
+	metrics.rekeys.WithLabelValues(by, result).Inc()
 }
 
 // countHandshake counts a handshake that began at begin.

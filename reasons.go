@@ -12,7 +12,8 @@ const (
 const (
 	reasonDisabled     = "disabled"        // `ktls off`
 	reasonNotWrapped   = "not_wrapped"     // not a connection of the listener wrapper
-	reasonHTTP2        = "http2_off"       // HTTP/2: the kernel encrypts large files unless `http2 off`, but Caddy reads them
+	reasonHTTP2        = "http2_off"       // HTTP/2 with `http2 off`
+	reasonHTTP3        = "http3"           // HTTP/3: its records are QUIC's
 	reasonMethod       = "method"          // not GET
 	reasonNoBody       = "no_body"         // nothing was written, as with status 304
 	reasonChunked      = "chunked"         // no Content-Length
@@ -27,4 +28,5 @@ const (
 	reasonFS           = "filesystem:"     // followed by its name
 	reasonUnknown      = "unknown_writer:" // followed by the type of the writer
 	reasonUnknownHTTP1 = "http1_unknown_server"
+	reasonUnknownHTTP2 = "http2_unknown_server" // the stream's number isn't where it was
 )

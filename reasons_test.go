@@ -33,7 +33,7 @@ func TestReason(t *testing.T) {
 		h := &Handler{MinSize: 1, AllowFS: fileSystemNames()}
 		var path, reason string
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			rw := &responseWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, handler: h, conn: &conn{}, length: -1}
+			rw := &responseWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, handler: h, conn: bareConn(), length: -1}
 			rw.Header().Set("Content-Type", "application/octet-stream")
 			rw.Header().Set("Content-Length", strconv.Itoa(size+1)) // it had that when it was opened
 			io.CopyN(rw, f, size+1)
@@ -53,6 +53,57 @@ func TestReason(t *testing.T) {
 			t.Errorf("%s, %s", path, reason)
 		}
 	})
+	t.Run("http3", func(t *testing.T) {
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		r.Proto, r.ProtoMajor, r.ProtoMinor = "HTTP/3.0", 3, 0
+		if c, reason := new(Handler).eligible(r); c != nil || reason != "http3" {
+			t.Errorf("%v, %s", c, reason)
+		}
+	})
+	t.Run("http2_unknown_server", func(t *testing.T) {
+		servers := http2Servers
+		defer func() { http2Servers = servers }()
+		http2Servers = func() map[string]*http2Server {
+			unknown := map[string]*http2Server{}
+			for writer := range servers() {
+				unknown[writer] = &http2Server{writer: writer, err: io.ErrShortWrite}
+			}
+			return unknown
+		}
+		const size = 64 << 10
+		f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := f.Truncate(size); err != nil {
+			t.Fatal(err)
+		}
+		h := &Handler{MinSize: 1, AllowFS: fileSystemNames()}
+		var path, reason string
+		srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			rw := &responseWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, handler: h, conn: bareConn(), http2: true, length: -1}
+			rw.Header().Set("Content-Type", "application/octet-stream")
+			rw.Header().Set("Content-Length", strconv.Itoa(size))
+			io.CopyN(rw, f, size)
+			path, reason = rw.outcome()
+		}))
+		srv.EnableHTTP2 = true
+		srv.StartTLS()
+		resp, err := srv.Client().Get(srv.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		srv.Close()
+		if n != size || err != nil || resp.ProtoMajor != 2 {
+			t.Errorf("the client got %d bytes over %s, %v", n, resp.Proto, err)
+		}
+		if path != pathPlain || reason != "http2_unknown_server" {
+			t.Errorf("%s, %s", path, reason)
+		}
+	})
 	t.Run("http1_unknown_server", func(t *testing.T) {
 		works := standInWorks
 		defer func() { standInWorks = works }()
@@ -65,9 +116,9 @@ func TestReason(t *testing.T) {
 	})
 }
 
-// Each reason in the source has a subtest of its name in a TestReason, and a line
-// in the README.
-func TestEveryReasonHasATest(t *testing.T) {
+// reasonCodes are the reasons in the source, without what may follow them.
+func reasonCodes(t *testing.T) map[string]bool {
+	t.Helper()
 	codes := map[string]bool{}
 	for file, prefix := range map[string]string{"reasons.go": "reason", "ktls/reason.go": "Reason"} {
 		inspect(t, file, func(n ast.Node) {
@@ -77,6 +128,13 @@ func TestEveryReasonHasATest(t *testing.T) {
 			}
 		})
 	}
+	return codes
+}
+
+// Each reason in the source has a subtest of its name in a TestReason, and a line
+// in the README and in the handler's page.
+func TestEveryReasonHasATest(t *testing.T) {
+	codes := reasonCodes(t)
 	tests := map[string]bool{}
 	for _, file := range []string{"reasons_test.go", "ktls/reason_test.go", "integration/reasons_test.go"} {
 		inspect(t, file, func(n ast.Node) {
@@ -89,17 +147,17 @@ func TestEveryReasonHasATest(t *testing.T) {
 			}
 		})
 	}
-	readme, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
 	for code := range codes {
 		if !tests[code] {
 			t.Errorf("no test gives the reason %s", code)
 		}
-		// "handshake" never reaches a user: there is no response before it.
-		if code != "handshake" && !strings.Contains(string(readme), "`"+code+"`") && !strings.Contains(string(readme), "`"+code+":<") {
-			t.Errorf("the README doesn't have %s", code)
+		if code == "handshake" {
+			continue // never reaches a user: there is no response before it
+		}
+		for _, page := range []string{"README.md", handlerPage} {
+			if text := readPage(t, page); !strings.Contains(text, "`"+code+"`") && !strings.Contains(text, "`"+code+":<") {
+				t.Errorf("%s doesn't have %s", page, code)
+			}
 		}
 	}
 	for name := range tests {

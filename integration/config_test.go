@@ -4,6 +4,7 @@ package integration
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -97,6 +98,8 @@ func TestConfigErrors(t *testing.T) {
 		{"bad min_size", "ktls", "ktls {\n min_size lots\n }", []string{"lots", ":10"}},
 		{"min_size of nothing", "ktls", "ktls {\n min_size\n }", []string{":10"}},
 		{"negative min_size", "ktls", "ktls {\n min_size -5\n }", []string{"-5", ":10"}},
+		{"bad chunk", "ktls", "ktls {\n chunk 1KiB\n }", []string{"chunk", "1KiB", ":10"}},
+		{"bad http2", "ktls", "ktls {\n http2 maybe\n }", []string{"http2", "maybe", ":10"}},
 		{"unknown word after the handler", "ktls", "ktls maybe", []string{"maybe", ":9"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -142,6 +145,48 @@ func TestStartupReport(t *testing.T) {
 	c.response(t, "/"+medium.name+"?1")
 	if n := c.log.count(isReport); n != 2 {
 		t.Errorf("two servers say so %d times", n)
+	}
+}
+
+// TestOneWithoutTheOther: a server that has the wrapper and no handler, or the
+// other way round, says so once, and serves as ever.
+func TestOneWithoutTheOther(t *testing.T) {
+	c := start(t,
+		listener{wrappers: "ktls", sites: []site{{body: plainFiles(www)}, {host: "off.localhost", body: plainFiles(www, "ktls off")}}},
+		listener{sites: []site{{body: files()}, {host: "other.localhost", body: files()}}},
+		listener{wrappers: "ktls"},
+		listener{},
+	)
+	for i := range 4 {
+		uri := fmt.Sprintf("/%s?%d", medium.name, i)
+		c.goClient(t, i, "h1").get(t, c.url(i, uri)).isFile(t, medium)
+		l := c.response(t, uri)
+		switch {
+		case i == 0 && l.KTLS != nil:
+			t.Errorf("no handler, but %+v", *l.KTLS)
+		case i == 2:
+			l.isFile(t, medium.size)
+		case i == 1 || i == 3:
+			l.isPlain(t, "not_wrapped")
+		}
+	}
+	for i, want := range []struct{ level, logger string }{
+		{"info", "caddy.listeners.ktls"}, {"warn", "http.handlers.ktls"}, {}, {"warn", "http.handlers.ktls"},
+	} {
+		n := c.log.count(func(l *line) bool {
+			return strings.Contains(l.Msg, " without the ktls ") && slices.Contains(l.Listen, c.addr(i)) &&
+				l.Level == want.level && l.Logger == want.logger
+		})
+		all := c.log.count(func(l *line) bool {
+			return strings.Contains(l.Msg, " without the ktls ") && slices.Contains(l.Listen, c.addr(i))
+		})
+		expected := 1
+		if want.level == "" || i == 0 && !kernel.ulp { // where the kernel can't, that is all there is to say
+			expected = 0
+		}
+		if n != expected || all != expected {
+			t.Errorf("listener %d: said %d times as it should be, %d times in all; want %d", i, n, all, expected)
+		}
 	}
 }
 

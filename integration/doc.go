@@ -1,6 +1,7 @@
 // Package integration holds the end-to-end tests of caddy-ktls: they start the
 // real cmd/caddy as a process of its own, on loopback, on the kernel they run
-// on, and drive it with curl, gnutls-cli, openssl and Go's own client.
+// on, and drive it with curl, gnutls-cli, openssl, nghttp2's clients, h2spec and
+// Go's own client.
 //
 // Every body is compared by SHA-256 with the file it should be, and for every
 // response the path it took (sendfile, or plain and why) is read from Caddy's
@@ -11,6 +12,7 @@
 //
 // Environment:
 //
+//	KTLS_H2SPEC    an h2spec to test with; TestH2spec is skipped if unset
 //	KTLS_CADDY     a caddy binary to test; built from ../cmd/caddy if unset
 //	KTLS_REQUIRED  fail instead of skipping where the kernel has no kernel TLS
 //	KTLS_SLOW      the machine is emulated: smaller files, more patience

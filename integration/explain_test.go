@@ -128,6 +128,16 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
+// TestMetricsWithoutWrapper: a handler counts on its own.
+func TestMetricsWithoutWrapper(t *testing.T) {
+	c := start(t, listener{})
+	c.goClient(t, 0, "h1").get(t, c.url(0, "/"+medium.name)).isFile(t, medium)
+	reason := c.tookPlain(t, "/"+medium.name, "not_wrapped").KTLS.Reason
+	if got := c.scrape(t)[fmt.Sprintf("caddy_ktls_responses_total{path=\"plain\",reason=%q", reason)]; got != 1 {
+		t.Errorf("%v responses, want 1", got)
+	}
+}
+
 // TestAdminAPI: GET /ktls/ tells what the kernel can do and what came of it.
 func TestAdminAPI(t *testing.T) {
 	c := start(t, listener{wrappers: "ktls", sites: []site{{body: files()}, {host: "off.localhost", body: plainFiles(www, "ktls off")}}})
@@ -217,6 +227,16 @@ func TestKTLSPlaceholders(t *testing.T) {
 	}
 	path, reason := wantPath()
 	if got.Path != path || got.Reason != reason || fmt.Sprint(got.Offloaded) != fmt.Sprint(kernel.ulp) {
+		t.Errorf("%+v in %s", got, l.raw)
+	}
+
+	// The connection stays offloaded, also for what isn't sent by sendfile.
+	client.request(t, "HEAD", c.url(0, "/"+medium.name))
+	l = c.tookPlain(t, "/"+medium.name, "method")
+	if err := json.Unmarshal([]byte(l.raw), &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Path != "plain" || kernel.ulp && got.Reason != "method" || fmt.Sprint(got.Offloaded) != fmt.Sprint(kernel.ulp) {
 		t.Errorf("%+v in %s", got, l.raw)
 	}
 }

@@ -29,9 +29,6 @@ const kib, mib = 1 << 10, 1 << 20
 // minSendfile is the least body that goes by sendfile, whatever min_size says.
 const minSendfile = 8 * kib
 
-// minHTTP2 is the least body for which an HTTP/2 connection is upgraded.
-const minHTTP2 = 8 * mib
-
 var (
 	sizes  = wholeSizes()
 	whole  []file // one for each of sizes

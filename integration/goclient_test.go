@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -80,6 +81,7 @@ type answer struct {
 	sum    string
 	body   []byte // of short ones only
 	reused bool
+	closes bool // the connection ends with it
 	tls    *tls.ConnectionState
 }
 
@@ -91,13 +93,13 @@ func (client *goClient) do(req *http.Request) (a answer, err error) {
 		return a, err
 	}
 	defer resp.Body.Close()
-	a.status, a.proto, a.header, a.tls = resp.StatusCode, resp.Proto, resp.Header, resp.TLS
-	if resp.ContentLength >= 0 && resp.ContentLength <= 64*kib {
-		a.body, err = io.ReadAll(resp.Body)
-		a.size, a.sum = int64(len(a.body)), sum(a.body)
+	a.status, a.proto, a.header, a.tls, a.closes = resp.StatusCode, resp.Proto, resp.Header, resp.TLS, resp.Close
+	begin, err := io.ReadAll(io.LimitReader(resp.Body, 64*kib+1))
+	if err != nil || len(begin) <= 64*kib {
+		a.body, a.size, a.sum = begin, int64(len(begin)), sum(begin)
 		return a, err
 	}
-	a.size, a.sum, err = sumReader(resp.Body)
+	a.size, a.sum, err = sumReader(io.MultiReader(bytes.NewReader(begin), resp.Body))
 	return a, err
 }
 

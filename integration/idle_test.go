@@ -82,6 +82,7 @@ func (c *caddy) idleAfter(t testing.TB, proto, uri string, size int64, config *t
 	conn.SetDeadline(time.Time{})
 	var resp *http.Response
 	if proto == "h2" {
+		//lint:ignore SA1019 http.Transport gives no single connection back.
 		client, err := new(http2.Transport).NewClientConn(conn)
 		if err != nil {
 			t.Fatal(err)

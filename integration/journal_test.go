@@ -6,6 +6,8 @@ import (
 	"bufio"
 	"encoding/json"
 	"io"
+	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -46,6 +48,7 @@ type line struct {
 		URI        string
 		RemoteIP   string `json:"remote_ip"`
 		RemotePort string `json:"remote_port"`
+		Headers    http.Header
 	}
 	Status int
 	Size   int64
@@ -176,31 +179,36 @@ func (c *caddy) response(t *testing.T, uri string) line {
 	return l
 }
 
-// h2Reason is why a file goes the plain way over HTTP/2. Zero-copy for HTTP/2
-// is an issue of its own; empty this when it is done.
-const h2Reason = "http2_off"
+// responseTo returns the access log's line for the request that had a header.
+func (c *caddy) responseTo(t *testing.T, name, value string) line {
+	t.Helper()
+	l, ok := c.log.await(0, func(l *line) bool { return l.isAccess() && slices.Contains(l.Request.Headers[name], value) })
+	if !ok {
+		t.Fatalf("the access log has no request with %s: %s", name, value)
+	}
+	return l
+}
 
 // tookFile checks that a response whose body is n bytes of a file went by
-// sendfile. Where kernel TLS, HTTP/2 or its size forbid that, it checks that it
+// sendfile. Where kernel TLS or its size forbid that, it checks that it
 // went the plain way for that reason.
 func (c *caddy) tookFile(t *testing.T, uri string, n int64) line {
 	t.Helper()
 	l := c.response(t, uri)
-	h2 := l.Request.Proto == "HTTP/2.0"
+	l.isFile(t, n)
+	return l
+}
+
+// isFile is tookFile for a line of the access log.
+func (l *line) isFile(t *testing.T, n int64) {
+	t.Helper()
+	uri := l.Request.URI
 	switch {
 	case l.KTLS == nil:
 		t.Errorf("%s: no ktls in the access log: %s", uri, l.raw)
-	case !kernel.ulp && h2:
-		if l.KTLS.Path != "plain" || (l.KTLS.Reason != "kernel" && l.KTLS.Reason != h2Reason) {
-			t.Errorf("%s: %+v; want plain, there is no kernel TLS", uri, *l.KTLS)
-		}
 	case !kernel.ulp:
 		if l.KTLS.Path != "plain" || l.KTLS.Reason != "kernel" {
 			t.Errorf("%s: %+v; want plain because of the kernel", uri, *l.KTLS)
-		}
-	case h2 && h2Reason != "":
-		if l.KTLS.Path != "plain" || l.KTLS.Reason != h2Reason {
-			t.Errorf("%s: %+v; want plain, %s", uri, *l.KTLS, h2Reason)
 		}
 	case n < minSendfile:
 		if l.KTLS.Path != "plain" || l.KTLS.Reason != "too_small" {
@@ -209,7 +217,6 @@ func (c *caddy) tookFile(t *testing.T, uri string, n int64) line {
 	case l.KTLS.Path != "sendfile" || l.KTLS.Reason != "" || l.KTLS.Sent != n:
 		t.Errorf("%s: %+v; want %d bytes by sendfile", uri, *l.KTLS, n)
 	}
-	return l
 }
 
 // tookPlain checks that a response did not go by sendfile, and why; an empty
@@ -218,16 +225,25 @@ func (c *caddy) tookPlain(t *testing.T, uri, reason string) line {
 	t.Helper()
 	l := c.response(t, uri)
 	switch {
-	case l.KTLS == nil:
-		if reason != "" {
-			t.Errorf("%s: no ktls in the access log: %s", uri, l.raw)
-		}
-	case l.KTLS.Path != "plain" || l.KTLS.Sent != 0:
-		t.Errorf("%s: %+v; want plain", uri, *l.KTLS)
-	case reason != "" && l.KTLS.Reason != reason && (kernel.ulp || l.KTLS.Reason != "kernel"):
-		t.Errorf("%s: %+v; want reason %s", uri, *l.KTLS, reason)
+	case l.KTLS != nil:
+		l.isPlain(t, reason)
+	case reason != "":
+		t.Errorf("%s: no ktls in the access log: %s", uri, l.raw)
 	}
 	return l
+}
+
+// isPlain is tookPlain for a line of the access log that has our object.
+func (l *line) isPlain(t *testing.T, reason string) {
+	t.Helper()
+	switch {
+	case l.KTLS == nil:
+		t.Errorf("%s: no ktls in the access log: %s", l.Request.URI, l.raw)
+	case l.KTLS.Path != "plain" || l.KTLS.Sent != 0:
+		t.Errorf("%s: %+v; want plain", l.Request.URI, *l.KTLS)
+	case reason != "" && l.KTLS.Reason != reason && (kernel.ulp || l.KTLS.Reason != "kernel"):
+		t.Errorf("%s: %+v; want reason %s", l.Request.URI, *l.KTLS, reason)
+	}
 }
 
 // upgradeOf returns the log's line on the upgrade of the connection that the

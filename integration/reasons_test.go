@@ -58,6 +58,7 @@ func TestReason(t *testing.T) {
 		listener{wrappers: "ktls", sites: sites},
 		listener{sites: []site{{body: from(ktls())}}},
 		listener{wrappers: "ktls", bind: socket},
+		listener{wrappers: "ktls {\nkey_limit 64\n}", sites: []site{{body: from(ktls())}}},
 	)
 	client := c.goClient(t, 0, "h1")
 	client.get(t, c.url(0, "/"+medium.name+"?control")).isFile(t, medium)
@@ -92,6 +93,15 @@ func TestReason(t *testing.T) {
 		file(t, c.goClient(t, 0, "h1", func(tr *http.Transport) {
 			tr.TLSClientConfig.CipherSuites = []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA}
 		}), 0, "cbc.localhost", "cipher")
+	})
+	t.Run("key_limit", func(t *testing.T) { // in TLS 1.2 keys are for good
+		for _, proto := range []string{"h1", "h2"} {
+			tls12 := c.goClient(t, 3, proto, func(tr *http.Transport) { tr.TLSClientConfig.MaxVersion = tls.VersionTLS12 })
+			file(t, tls12, 3, "localhost", "key_limit")
+			uri := "/" + small.name + "?" + proto // that much may still be encrypted
+			tls12.get(t, c.url(3, uri)).isFile(t, small)
+			c.tookFile(t, uri, small.size)
+		}
 	})
 	t.Run("http2_off", func(t *testing.T) {
 		check := countUpgrades(t)

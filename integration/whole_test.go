@@ -107,6 +107,26 @@ func TestMinSize(t *testing.T) {
 	}
 }
 
+// TestChunk: however much goes with one write, all of the file arrives.
+func TestChunk(t *testing.T) {
+	chunks := []string{"64KiB", "100000", "1MiB", "2MiB"}
+	var sites []site
+	for n, chunk := range chunks {
+		sites = append(sites, site{host: fmt.Sprintf("c%d.localhost", n), body: plainFiles(www, "ktls {", "min_size 1", "chunk "+chunk, "}")})
+	}
+	c := start(t, listener{wrappers: "ktls", sites: sites})
+	client := c.goClient(t, 0, "h1")
+	for n, chunk := range chunks {
+		t.Run(chunk, func(t *testing.T) {
+			for _, f := range []file{small, ofSize(65535), ofSize(65536), ofSize(65537), ofSize(mib), medium, large} {
+				uri := fmt.Sprintf("/%s?%s", f.name, chunk)
+				client.get(t, c.urlOf(0, n, uri)).isFile(t, f)
+				c.tookFile(t, uri, f.size)
+			}
+		})
+	}
+}
+
 // TestDefaults: without a word of configuration a large file goes by sendfile
 // and a small one does not, on a connection that was not upgraded before.
 func TestDefaults(t *testing.T) {
@@ -156,11 +176,9 @@ func TestParallelDownloads(t *testing.T) {
 		size = mib
 	}
 	var all []file
-	for i := range n - 1 {
+	for i := range n {
 		all = append(all, newFile(t, root, fmt.Sprintf("parallel%d.bin", i), size+int64(i)))
 	}
-	// One is worth an upgrade with HTTP/2, in the middle of all the others.
-	all = append(all, newFile(t, root, "large.bin", minHTTP2))
 	c := start(t, listener{wrappers: "ktls", sites: []site{{body: filesFrom(root)}}})
 
 	t.Run("curl", func(t *testing.T) {
@@ -208,29 +226,6 @@ func TestParallelDownloads(t *testing.T) {
 			}
 			check(t, len(ports))
 		})
-	}
-}
-
-// TestHTTP2Upgrade: what Caddy reads itself is encrypted by the kernel where
-// that is worth it.
-func TestHTTP2Upgrade(t *testing.T) {
-	if h2Reason == "" {
-		t.Skip("HTTP/2 uses sendfile")
-	}
-	c := start(t, listener{wrappers: "ktls"})
-	client := c.goClient(t, 0, "h2")
-	for n, test := range []struct {
-		file     file
-		upgrades int
-	}{{medium, 0}, {large, 1}, {tiny, 0}, {large, 0}} {
-		check := countUpgrades(t)
-		uri := fmt.Sprintf("/%s?%d", test.file.name, n)
-		client.get(t, c.url(0, uri)).isFile(t, test.file)
-		c.tookPlain(t, uri, h2Reason)
-		check(t, test.upgrades)
-	}
-	if n := client.conns.Load(); n != 1 {
-		t.Errorf("%d connections", n)
 	}
 }
 

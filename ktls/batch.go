@@ -1,8 +1,8 @@
 package ktls
 
 import (
+	"errors"
 	"fmt"
-	"io"
 	"os"
 )
 
@@ -58,10 +58,13 @@ type Framed struct {
 	Len     int    // bytes of one header
 }
 
+// ErrShortFile is returned by SendFramed if the file ends too soon.
+var ErrShortFile = errors.New("ktls: the file is shorter than what is to be sent")
+
 // SendFramed sends n bytes of f from offset off on, in pieces, each behind its
-// header, by sendfile(2). If f is closed already, nothing is sent, the error is
-// [os.ErrClosed], and the batch may go on: f can't be closed in between. stalled
-// is as in [Conn.SendFile].
+// header, by sendfile(2). If f is closed already or too short, nothing is sent,
+// the error is [os.ErrClosed] or [ErrShortFile], and the batch may go on; f can't
+// be closed in between. stalled is as in [Conn.SendFile].
 func (b *Batch) SendFramed(f *os.File, off, n int64, framed Framed, stalled func(sent int64)) (sent int64, err error) {
 	if framed.Size <= 0 || framed.Len <= 0 || int64(len(framed.Headers)) < (n+int64(framed.Size)-1)/int64(framed.Size)*int64(framed.Len) {
 		return 0, fmt.Errorf("ktls: %d bytes in pieces of %d with %d bytes of headers", n, framed.Size, len(framed.Headers))
@@ -71,7 +74,7 @@ func (b *Batch) SendFramed(f *os.File, off, n int64, framed Framed, stalled func
 		return 0, err
 	}
 	if off < 0 || n < 0 || fi.Size()-off < n {
-		return 0, io.ErrUnexpectedEOF
+		return 0, ErrShortFile
 	}
 	src, err := f.SyscallConn()
 	if err != nil {
@@ -86,8 +89,8 @@ func (b *Batch) SendFramed(f *os.File, off, n int64, framed Framed, stalled func
 		}
 	})
 	b.c.sentFile.Add(sent)
-	if cerr != nil {
-		return sent, cerr
+	if cerr != nil { // not os.ErrClosed where that is what it means
+		return sent, fmt.Errorf("%w: %w", os.ErrClosed, cerr)
 	}
 	return sent, err
 }

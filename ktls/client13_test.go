@@ -72,6 +72,9 @@ func (a alertError) Error() string { return fmt.Sprintf("alert %d", byte(a)) }
 // clientOptions say what a client13 offers.
 type clientOptions struct {
 	noTicket bool // no psk_key_exchange_modes: the server sends no session ticket
+
+	// instead, if not nil, is run in the place of sending Finished.
+	instead func(*client13) error
 }
 
 // dial13 runs a handshake on conn.
@@ -164,6 +167,12 @@ func (c *client13) handshake(o clientOptions) error {
 	if c.out, err = newHalf13(c.suite, clientHS); err != nil {
 		return err
 	}
+	if o.instead != nil {
+		if c.in, err = newHalf13(c.suite, serverApp); err != nil {
+			return err
+		}
+		return o.instead(c)
+	}
 	mac := finished13(h, clientHS, transcript.Sum(nil))
 	if err := c.send(RecordTypeHandshake, append([]byte{msgFinished, 0, 0, byte(len(mac))}, mac...)); err != nil {
 		return err
@@ -219,6 +228,17 @@ func (c *client13) seal(typ byte, data []byte) []byte {
 	record := c.out.opener.Seal(nil, typ, data, c.out.seq)
 	c.out.seq++
 	return record
+}
+
+// sealPadded is seal with n bytes of padding.
+func (c *client13) sealPadded(typ byte, data []byte, n int) []byte {
+	o := c.out.opener
+	inner := append(append(bytes.Clone(data), typ), make([]byte, n)...)
+	length := len(inner) + tagLen
+	header := []byte{RecordTypeApplicationData, 3, 3, byte(length >> 8), byte(length)}
+	o.setNonce(c.out.seq, nil)
+	c.out.seq++
+	return o.aead.Seal(header, o.nonce[:], inner, bytes.Clone(header))
 }
 
 // Read reads application data, as a tls.Conn does: io.EOF means close_notify,

@@ -17,7 +17,7 @@ import (
 // with the kernel encrypting what is sent afterwards. It is safe for concurrent
 // use as a tls.Conn is: one reader and any number of writers at a time.
 //
-// Lock order: hsMu or order, then tap.wmu, then tap.mu.
+// Lock order: hsMu, order or receiver.reading, then tap.wmu, then tap.mu.
 type Conn struct {
 	tls  *tls.Conn
 	tap  *tap
@@ -52,6 +52,9 @@ func Server(conn net.Conn, config *tls.Config, opts *Options) *Conn {
 		opts = new(Options)
 	}
 	t := &tap{Conn: conn}
+	if opts.RX {
+		t.rx.state.Store(rxCount)
+	}
 	t.conn = &Conn{tls: tls.Server(t, config), tap: t, opts: opts}
 	return t.conn
 }
@@ -101,6 +104,9 @@ type Info struct {
 	// As read back from the kernel; 0 and false before the upgrade.
 	RecordSize int  // most that a record carries, in bytes
 	ZerocopyRO bool // the network card may send file pages without copying them
+
+	Receiving   bool // the kernel decrypts what is received
+	ExpectNoPad bool // and is told that records aren't padded (TLS_RX_EXPECT_NO_PAD)
 }
 
 // Info describes the connection as it is now. It never waits.
@@ -113,14 +119,25 @@ func (c *Conn) Info() Info {
 	if i.Offloaded {
 		i.Sequence, i.RecordSize, i.ZerocopyRO = c.sequence, c.recordSize, c.zerocopyRO
 	}
+	if c.tap.rx.state.Load() == rxKernel {
+		i.Receiving, i.ExpectNoPad = true, c.tap.rx.noPad
+	}
 	return i
 }
 
-// Read reads application data, through crypto/tls.
+// Read reads application data, through crypto/tls or, with [Options.RX], from the
+// socket where the kernel decrypts.
 func (c *Conn) Read(p []byte) (int, error) {
 	if err := c.Handshake(); err != nil {
 		return 0, err
 	}
+	if c.opts.RX {
+		return c.receive(p)
+	}
+	return c.readTLS(p)
+}
+
+func (c *Conn) readTLS(p []byte) (int, error) {
 	n, err := c.tls.Read(p)
 	if err != nil && err != io.EOF {
 		err = c.tap.reason(err) // crypto/tls goes on with what it has
@@ -193,13 +210,16 @@ func (c *Conn) SendFile(f *os.File, off, n int64, stalled func(sent int64)) (sen
 	if !c.offloaded.Load() {
 		return 0, ErrNotOffloaded
 	}
+	early := func() bool {
+		return c.tap.waiting.Load() > 0 || c.tap.broken.Load() != nil || c.active.Load()&1 != 0
+	}
 	err = c.send(func(t *tap) error {
 		for {
 			m, err := t.allot(n - sent)
 			if err != nil {
 				return err
 			}
-			m, err = t.kernel.sendFile(f, off+sent, m, sent, stalled, &t.waiting)
+			m, err = t.kernel.sendFile(f, off+sent, m, sent, stalled, early)
 			sent += m
 			if err == errYield {
 				err = t.yield()
@@ -213,7 +233,8 @@ func (c *Conn) SendFile(f *os.File, off, n int64, stalled func(sent int64)) (sen
 	return sent, err
 }
 
-// errYield ends a system call early because crypto/tls has something to send.
+// errYield ends the sending of a file early: crypto/tls has something to send, or
+// the connection was closed.
 var errYield = errors.New("ktls: yield")
 
 // send runs write with the write lock held, unless the connection was closed or
@@ -241,6 +262,7 @@ func (c *Conn) send(write func(*tap) error) error {
 	if err != nil {
 		err = t.reason(err)
 		t.written = err
+		t.writeFailed(err)
 	}
 	return err
 }
@@ -268,6 +290,7 @@ func (c *Conn) Upgrade() error {
 	t.forget()
 	if err != nil {
 		c.upgradeErr = err
+		t.offReceiving()
 		if c.opts.OnUpgrade != nil {
 			c.opts.OnUpgrade(c, c.Info(), err)
 		}
@@ -277,6 +300,7 @@ func (c *Conn) Upgrade() error {
 	if c.opts.OnUpgrade != nil {
 		c.opts.OnUpgrade(c, c.Info(), nil)
 	}
+	c.prepareReceiving()
 	return nil
 }
 

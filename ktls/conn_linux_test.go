@@ -19,9 +19,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bigFile is the size of a file that doesn't fit the buffers of a connection.
-const bigFile = 8 << 20
-
 // upgradedLink is a link to crypto/tls's client, upgraded.
 func upgradedLink(t testing.TB) (*link, *goClient) {
 	t.Helper()
@@ -160,7 +157,7 @@ func TestConcurrentWrites(t *testing.T) {
 }
 
 func TestSendFile(t *testing.T) {
-	big := 64 << 20
+	big := maxSendfile + 4<<20 // more than one system call's
 	if slow {
 		big = 8 << 20
 	}
@@ -170,10 +167,10 @@ func TestSendFile(t *testing.T) {
 		{0, 0, 0}, {10, 0, 0}, {10, 10, 0}, {1, 0, 1}, {10, 9, 1}, {10, 3, 4},
 		{16383, 0, 16383}, {16384, 0, 16384}, {16385, 0, 16385}, {40000, 16384, 16384}, {40000, 1, 39999},
 		{1<<20 - 1, 0, 1<<20 - 1}, {1 << 20, 0, 1 << 20}, {1<<20 + 1, 0, 1<<20 + 1},
-		{1 << 20, 4095, 1<<20 - 4095}, {1 << 20, 12345, 54321}, {big, 0, big}, {big, 4097, big - 9999},
+		{1 << 20, 4095, 1<<20 - 4095}, {1 << 20, 12345, 54321}, {big, 0, big}, {4 << 20, 4097, 4<<20 - 9999},
 	} {
 		t.Run(fmt.Sprintf("%d bytes at %d of %d", test.n, test.off, test.size), func(t *testing.T) {
-			l, client := upgradedLink(t)
+			l, client := upgradedLink13(t)
 			content := randomBytes(test.size)
 			f := testFile(t, content)
 			offset := int64(test.size / 2)
@@ -312,21 +309,6 @@ func stuck(t *testing.T) (l *link, client *client13, content []byte, done <-chan
 	return l, client, content, errs
 }
 
-// checkTruncated checks that the client gets a beginning of content, and sees
-// that it was cut off.
-// (crypto/tls's client takes the end of TCP for close_notify where it comes
-// between two records.)
-func checkTruncated(t testing.TB, client *client13, content []byte) {
-	t.Helper()
-	got, err := io.ReadAll(client)
-	if err != io.ErrUnexpectedEOF {
-		t.Errorf("the client sees %v", err)
-	}
-	if len(got) >= len(content) || sha256.Sum256(got) != sha256.Sum256(content[:min(len(got), len(content))]) {
-		t.Errorf("the client got %d bytes that aren't a beginning of what was sent", len(got))
-	}
-}
-
 func TestSendFileWriteDeadline(t *testing.T) {
 	checkLeaks(t)
 	l, client, content, done := stuck(t)
@@ -348,22 +330,6 @@ func TestSendFileWriteDeadline(t *testing.T) {
 	}
 	if n, err := l.SendFile(testFile(t, content[:9]), 0, 9, nil); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("later SendFile: %d, %v", n, err)
-	}
-	within(t, time.Second, "Close", func() { l.Close() })
-	checkTruncated(t, client, content)
-}
-
-func TestWriteDeadline(t *testing.T) {
-	l, client := upgradedLink13(t)
-	content := randomBytes(bigFile)
-	l.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-	n, err := l.Write(content)
-	if n <= 0 || n >= len(content) || !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("Write: %d, %v", n, err)
-	}
-	l.SetWriteDeadline(time.Time{})
-	if _, err := l.Write([]byte("more")); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("later Write: %v", err)
 	}
 	within(t, time.Second, "Close", func() { l.Close() })
 	checkTruncated(t, client, content)
@@ -490,6 +456,32 @@ func TestPeerResetDuringSendFile(t *testing.T) {
 	within(t, time.Second, "Close", func() { l.Close() })
 }
 
+// A reader learns of the reset first: the kernel, which tells it but once, must
+// not be given all of a large file then.
+func TestPeerResetReadDuringSendFile(t *testing.T) {
+	checkLeaks(t)
+	l, _ := upgradedLink(t)
+	const size = 4 << 30
+	f := testFile(t, nil)
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	sent, stalled := sendStalled(t, l, f, size)
+	<-stalled
+	read := readAll(l)
+	l.peer.SetLinger(0)
+	l.peer.Close()
+	if err := <-read; err == nil {
+		t.Error("Read from a reset connection")
+	}
+	if err := <-sent; err == nil {
+		t.Error("SendFile to a reset connection")
+	}
+	if n := l.Info().SentFile; n > 2*maxSendfile {
+		t.Errorf("%d bytes were sent", n)
+	}
+}
+
 func TestCloseDuringSendFile(t *testing.T) {
 	checkLeaks(t)
 	l, client, content, done := stuck(t)
@@ -504,23 +496,6 @@ func TestCloseDuringSendFile(t *testing.T) {
 	if err := l.Close(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("second Close: %v", err)
 	}
-}
-
-func TestCloseDuringWrite(t *testing.T) {
-	checkLeaks(t)
-	l, client := upgradedLink13(t)
-	content := randomBytes(bigFile)
-	done := make(chan error, 1)
-	go func() {
-		_, err := l.Write(content)
-		done <- err
-	}()
-	time.Sleep(50 * time.Millisecond)
-	within(t, time.Second, "Close", func() { l.Close() })
-	if err := <-done; !errors.Is(err, net.ErrClosed) {
-		t.Errorf("Write: %v", err)
-	}
-	checkTruncated(t, client, content)
 }
 
 func TestAbortDuringSendFile(t *testing.T) {
@@ -658,7 +633,7 @@ func TestPeerHalfClosesAfterUpgrade(t *testing.T) {
 	checkReceived(t, <-done, content)
 }
 
-// fill sends to the upgraded socket, past the Conn, until it takes not one byte
+// fill sends to the socket, past the Conn, until it takes not one byte
 // more, nor after a while. No write of the Conn's has failed or waits then.
 func (l *link) fill() (sent []byte) {
 	l.t.Helper()
@@ -716,24 +691,101 @@ func TestCloseWhileAnAlertIsBlocked(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes 5 s")
 	}
-	checkLeaks(t)
-	l, client := upgradedLink13(t)
-	l.SetDeadline(time.Time{})
-	content := l.fill()
-	if _, err := l.peer.Write(garbage); err != nil {
-		t.Fatal(err)
+	eachStateAtOnce(t, func(t *testing.T, l *link, client *client13) {
+		l.SetDeadline(time.Time{})
+		content := l.fill()
+		if _, err := l.peer.Write(garbage); err != nil {
+			t.Fatal(err)
+		}
+		read := readAll(l)
+		l.awaitBlocked()
+		within(t, 8*time.Second, "Close", func() { l.Close() })
+		if err := <-read; err == nil {
+			t.Error("garbage was read")
+		}
+		if l.Offloaded() {
+			checkTruncated(t, client, append(content, 0))
+		}
+	})
+}
+
+// awaitBlocked waits until what crypto/tls writes by itself is blocked.
+func (l *link) awaitBlocked() {
+	l.t.Helper()
+	waitFor(l.t, "a write of crypto/tls", func() bool {
+		if l.tap.wmu.TryLock() {
+			l.tap.wmu.Unlock()
+			return false
+		}
+		return true
+	})
+}
+
+// An Upgrade that comes while crypto/tls's answer to a KeyUpdate is blocked waits
+// for it no longer than the write deadline, or until somebody ends the connection.
+func TestUpgradeWhileAnAnswerIsBlocked(t *testing.T) {
+	for name, end := range map[string]func(*link){
+		"write deadline": func(l *link) { l.SetWriteDeadline(time.Now().Add(20 * time.Millisecond)) },
+		"Abort":          func(l *link) { l.Abort(net.ErrClosed) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			checkLeaks(t)
+			l := setup{opts: Options{Features: canEverything()}}.connect(t)
+			client := l.with13(tls.TLS_AES_128_GCM_SHA256, clientOptions{})
+			l.SetDeadline(time.Time{})
+			l.fill()
+			if err := client.keyUpdate(true); err != nil {
+				t.Fatal(err)
+			}
+			read := readAll(l)
+			l.awaitBlocked()
+			upgraded := make(chan error, 1)
+			go func() { upgraded <- l.Upgrade() }()
+			end(l)
+			checkRefused(t, <-upgraded, ReasonClosed)
+			if n, err := l.Write([]byte("x")); n != 0 || err == nil {
+				t.Errorf("Write: %d, %v", n, err)
+			}
+			within(t, time.Second, "Close", func() { l.Close() })
+			<-read
+		})
 	}
-	read := make(chan error, 1)
-	go func() {
-		_, err := l.Read(make([]byte, 1))
-		read <- err
-	}()
-	time.Sleep(100 * time.Millisecond)
-	within(t, 8*time.Second, "Close", func() { l.Close() })
-	if err := <-read; err == nil {
-		t.Error("garbage was read")
+}
+
+// A fatal alert of crypto/tls's own goes out between two records of a file, which
+// ends with it.
+func TestAlertDuringSendFile(t *testing.T) {
+	for _, s := range both {
+		t.Run(s.String(), func(t *testing.T) {
+			needSuite(t, s)
+			checkLeaks(t)
+			l := setup{}.connect(t)
+			client := l.with(s)
+			l.mustUpgrade()
+			content := randomBytes(4 * bigFile)
+			sent, stalled := sendStalled(t, l, testFile(t, content), int64(len(content)))
+			<-stalled
+			if _, err := l.peer.Write(garbage); err != nil {
+				t.Fatal(err)
+			}
+			read := readAll(l)
+			waitFor(t, "the alert", func() bool { return l.tap.waiting.Load() > 0 })
+			got, err := io.ReadAll(client)
+			if !isAlert(err, alertBadRecordMAC) {
+				t.Errorf("the client sees %v", err)
+			}
+			if len(got) >= len(content) || !bytes.HasPrefix(content, got) {
+				t.Errorf("the client got %d bytes that aren't a beginning of what was sent", len(got))
+			}
+			if err := <-sent; err == nil {
+				t.Error("SendFile went on")
+			}
+			if err := <-read; err == nil {
+				t.Error("garbage was read")
+			}
+			within(t, time.Second, "Close", func() { l.Close() })
+		})
 	}
-	checkTruncated(t, client, append(content, 0))
 }
 
 func TestInfoDuringSendFile(t *testing.T) {
@@ -749,18 +801,20 @@ func TestCloseOfPeerThatNeverReads(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes 5 s")
 	}
-	checkLeaks(t)
-	l, client := upgradedLink13(t)
-	content := l.fill()
-	start := time.Now()
-	err := l.Close()
-	if took := time.Since(start); took < 4*time.Second || took > 8*time.Second {
-		t.Errorf("Close took %v", took)
-	}
-	if !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("Close: %v", err)
-	}
-	checkTruncated(t, client, append(content, 0))
+	eachStateAtOnce(t, func(t *testing.T, l *link, client *client13) {
+		content := l.fill()
+		start := time.Now()
+		err := l.Close()
+		if took := time.Since(start); took < 4*time.Second || took > 8*time.Second {
+			t.Errorf("Close took %v", took)
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("Close: %v", err)
+		}
+		if l.Offloaded() {
+			checkTruncated(t, client, append(content, 0))
+		}
+	})
 }
 
 func BenchmarkConnWrite(b *testing.B) {

@@ -112,11 +112,15 @@ func TestConcurrentFirstUse(t *testing.T) {
 
 func TestSendFileNeedsUpgrade(t *testing.T) {
 	l := setup{}.connect(t)
-	client := l.withGo(nil)
 	f := testFile(t, []byte("content"))
-	if n, err := l.SendFile(f, 0, 7, nil); n != 0 || err != ErrNotOffloaded {
-		t.Errorf("SendFile: %d, %v", n, err)
+	refused := func() {
+		if n, err := l.SendFile(f, 0, 7, nil); n != 0 || err != ErrNotOffloaded {
+			t.Errorf("SendFile: %d, %v", n, err)
+		}
 	}
+	refused()
+	client := l.withGo(nil)
+	refused()
 	checkServes(t, l, client)
 }
 
@@ -233,17 +237,6 @@ func TestAbortWithoutReason(t *testing.T) {
 	if _, err := l.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Read: %v", err)
 	}
-}
-
-func TestReadDeadline(t *testing.T) {
-	l := setup{}.connect(t)
-	client := l.withGo(nil)
-	l.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
-	if _, err := l.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("Read: %v", err)
-	}
-	l.SetReadDeadline(time.Now().Add(testTimeout))
-	checkServes(t, l, client)
 }
 
 func TestAddressesAreThoseOfTheSocket(t *testing.T) {
@@ -433,8 +426,6 @@ func TestUpgradeRefusedAfterFatalAlert(t *testing.T) {
 // garbage is a record that no key opens.
 var garbage = append([]byte{RecordTypeApplicationData, 3, 3, 0, 40}, make([]byte, 40)...)
 
-const alertBadRecordMAC = 20
-
 // checkBadRecordMAC checks that the client gets this alert, properly encrypted.
 func checkBadRecordMAC(t testing.TB, client net.Conn) {
 	t.Helper()
@@ -518,6 +509,17 @@ var nettestKinds = map[string]func(t *testing.T) func(net.Conn, *tls.Config) (ne
 			return conn, err
 		}
 	},
+	"rx": func(t *testing.T) func(net.Conn, *tls.Config) (net.Conn, error) {
+		needKTLS(t)
+		return func(c net.Conn, config *tls.Config) (net.Conn, error) {
+			conn := Server(c, ServerConfig(config), &Options{RX: true, UpgradeAtHandshake: true})
+			err := conn.Handshake()
+			if err == nil && conn.tap.rx.state.Load() != rxSingle {
+				err = errors.New("the kernel won't receive")
+			}
+			return conn, err
+		}
+	},
 }
 
 func TestNettest(t *testing.T) {
@@ -547,7 +549,7 @@ func TestNettest(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds")
 	}
-	for _, kind := range []string{"crypto_tls", "plain", "lazy", "handshake"} {
+	for _, kind := range []string{"crypto_tls", "plain", "lazy", "handshake", "rx"} {
 		t.Run(kind, func(t *testing.T) {
 			nettestKinds[kind](t) // skips
 			cmd := exec.Command(os.Args[0], "-test.run=^TestNettest$/", "-test.v", "-test.count=1",

@@ -136,6 +136,7 @@ type link struct {
 	mu     sync.Mutex
 	events []upgradeEvent
 	rekeys []rekeyEvent
+	taken  []error // calls of OnReceive
 }
 
 // rekeyEvent is one call of Options.OnRekey.
@@ -155,7 +156,7 @@ func (l *link) rekeyed() []rekeyEvent {
 type setup struct {
 	config   *tls.Config // default: testServerConfig; ServerConfig is applied to it
 	foreign  bool        // don't apply ServerConfig
-	opts     Options     // OnUpgrade and OnRekey are the link's
+	opts     Options     // OnUpgrade, OnReceive and OnRekey are the link's
 	recorded bool        // put a recorder between tap and socket
 	wrap     func(net.Conn) net.Conn
 }
@@ -193,6 +194,14 @@ func (l *link) start(s setup, conn net.Conn) {
 			l.t.Error("OnUpgrade got another connection")
 		}
 		l.events = append(l.events, upgradeEvent{info, err})
+	}
+	opts.OnReceive = func(c *Conn, err error) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if c != l.Conn {
+			l.t.Error("OnReceive got another connection")
+		}
+		l.taken = append(l.taken, err)
 	}
 	opts.OnRekey = func(c *Conn, byPeer bool, err error) {
 		l.mu.Lock()
@@ -402,6 +411,9 @@ func alerts(records []wireRecord) (all [][]byte) {
 	return all
 }
 
+// bigFile is the size of a file that doesn't fit the buffers of a connection.
+const bigFile = 8 << 20
+
 // randomBytes returns n bytes that are the same in every run.
 func randomBytes(n int) []byte {
 	b := make([]byte, n)
@@ -459,6 +471,21 @@ func checkReceived(t testing.TB, got received, want []byte) {
 	w := sumOf(want)
 	if got.n != w.n || got.sum != w.sum {
 		t.Errorf("got %d bytes %x, want %d bytes %x", got.n, got.sum, w.n, w.sum)
+	}
+}
+
+// checkTruncated checks that the client gets a beginning of content, and sees
+// that it was cut off.
+// (crypto/tls's client takes the end of TCP for close_notify where it comes
+// between two records.)
+func checkTruncated(t testing.TB, client *client13, content []byte) {
+	t.Helper()
+	got, err := io.ReadAll(client)
+	if err != io.ErrUnexpectedEOF {
+		t.Errorf("the client sees %v", err)
+	}
+	if len(got) >= len(content) || sha256.Sum256(got) != sha256.Sum256(content[:min(len(got), len(content))]) {
+		t.Errorf("the client got %d bytes that aren't a beginning of what was sent", len(got))
 	}
 }
 

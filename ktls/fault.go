@@ -14,6 +14,13 @@ const (
 
 	// stepRekey comes after the upgrade.
 	stepRekey upgradeStep = "rekey"
+
+	// The steps of the receiving side, after the upgrade; the last one comes after
+	// all others.
+	stepProveRX upgradeStep = "prove_rx"
+	stepInfoRX  upgradeStep = "crypto_info_rx"
+	stepRX      upgradeStep = "TLS_RX"
+	stepRekeyRX upgradeStep = "rekey_rx"
 )
 
 // testHookFault, if not nil, is asked before each step for an error to fail with.

@@ -89,6 +89,9 @@ type Features struct {
 	RX map[Combination]Answer `json:"rx"`
 	// Rekey tells whether a TLS 1.3 sender can change its key (KeyUpdate).
 	Rekey Answer `json:"rekey"`
+	// RekeyRX tells whether a TLS 1.3 receiver can change its key. The same
+	// kernels can as with Rekey, so that reports leave it out.
+	RekeyRX Answer `json:"-"`
 	// MaxPayloadLen tells whether the size of the records can be set.
 	MaxPayloadLen Answer `json:"max_payload_len"`
 	// ZerocopyRO tells whether TLS_TX_ZEROCOPY_RO can be set; only a network

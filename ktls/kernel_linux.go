@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -61,12 +60,17 @@ func newKernelTX(tcp *net.TCPConn, keys *Keys, seq uint64) (*kernelTX, error) {
 
 // setKey changes the key, for the record with sequence number 0 on.
 func (k *kernelTX) setKey(keys *Keys) error {
-	info, err := keys.CryptoInfo(0)
+	return controlRaw(k.raw, func(fd int) error { return setKeysOf(fd, tlsTX, keys, 0) })
+}
+
+// setKeysOf hands keys to the kernel, for the record with number seq on.
+func setKeysOf(fd, dir int, keys *Keys, seq uint64) error {
+	info, err := keys.CryptoInfo(seq)
 	if err != nil {
 		return err
 	}
 	defer clear(info)
-	return controlRaw(k.raw, func(fd int) error { return setCryptoInfo(fd, tlsTX, info) })
+	return setCryptoInfo(fd, dir, info)
 }
 
 // tune sets what can only be set after TLS_TX, as far as the kernel has it, and
@@ -129,13 +133,13 @@ func (k *kernelTX) control(typ byte, p []byte) error {
 	})
 }
 
-// maxSendfile bounds one system call, so that a deadline that has passed is
-// noticed at least that often however fast the peer reads.
+// maxSendfile bounds one system call, so that what ends it early is noticed at
+// least that often however fast the peer reads.
 const maxSendfile = 16 << 20
 
 // sendFile is Conn.SendFile, after done bytes of it. It returns errYield before
-// it is through if, after some bytes, others wait to write.
-func (k *kernelTX) sendFile(f *os.File, off, n, done int64, stalled func(int64), waiting *atomic.Int32) (sent int64, err error) {
+// it is through if, after some bytes, early says so.
+func (k *kernelTX) sendFile(f *os.File, off, n, done int64, stalled func(int64), early func() bool) (sent int64, err error) {
 	if off < 0 || n < 0 {
 		return 0, fmt.Errorf("ktls: %d bytes at offset %d of a file: %w", n, off, unix.EINVAL)
 	}
@@ -155,7 +159,7 @@ func (k *kernelTX) sendFile(f *os.File, off, n, done int64, stalled func(int64),
 	cerr := src.Control(func(in uintptr) {
 		err = k.loop("sendfile", func(fd int) error {
 			for sent < n {
-				if sent > 0 && waiting.Load() > 0 {
+				if sent > 0 && early() {
 					return errYield
 				}
 				m, err := unix.Sendfile(fd, int(in), &off, int(min(n-sent, maxSendfile)))

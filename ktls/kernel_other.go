@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net"
 	"os"
-	"sync/atomic"
 )
 
 // kernelTX never exists here.
@@ -34,6 +33,6 @@ func (*kernelTX) write([]byte, bool) (int, error) { return 0, errNotLinux }
 
 func (*kernelTX) control(byte, []byte) error { return errNotLinux }
 
-func (*kernelTX) sendFile(*os.File, int64, int64, int64, func(int64), *atomic.Int32) (int64, error) {
+func (*kernelTX) sendFile(*os.File, int64, int64, int64, func(int64), func() bool) (int64, error) {
 	return 0, errNotLinux
 }

@@ -43,19 +43,35 @@ type Options struct {
 	// 0, the protocol's limit of 16384.
 	RecordSize int
 
-	// RX moves the receiving side into the kernel too, where it takes the keys
-	// for that (TLS_RX). Default: false, crypto/tls goes on receiving.
+	// RX moves the receiving side into the kernel too (TLS_RX, Linux 6.0 or
+	// newer), where it takes the keys for that: after the upgrade, between two
+	// records, in Read. A refusal leaves receiving with crypto/tls and is no error;
+	// see OnReceive. Default: false.
 	RX bool
+
+	// Unbuffered reports whether a wrapper that Below looks through doesn't read
+	// ahead and passes on unchanged what it reads. With RX the kernel takes over
+	// only then: bytes in a wrapper's buffer would be lost. Default: nil, only a
+	// *net.TCPConn itself will do.
+	Unbuffered func(net.Conn) bool
 
 	// OnUpgrade, if not nil, is told once per connection how its upgrade went.
 	// err is nil or an *[UpgradeError]. It is called with the connection's
 	// write lock held and must neither write to the connection nor close it.
 	OnUpgrade func(c *Conn, info Info, err error)
 
+	// OnReceive, if not nil, is told once per upgraded connection with RX whether
+	// the kernel decrypts: err is nil, or an *[UpgradeError] that says why
+	// crypto/tls goes on receiving. It isn't called for a connection that ends
+	// before. It must neither read, write nor close.
+	OnReceive func(c *Conn, err error)
+
 	// OnRekey, if not nil, is told of each change of the sending key after the
 	// upgrade, which the peer asked for or which the key's usage limit demanded,
 	// and of each that was refused: err is [ErrKeyUpdate], [ErrKeyUpdateFlood] or
-	// what went wrong, and the connection ends. It is called as OnUpgrade is.
+	// what went wrong, and the connection ends. With RX it is told of those
+	// changes of the receiving key alone that were refused. It is called as
+	// OnUpgrade is.
 	OnRekey func(c *Conn, byPeer bool, err error)
 }
 

@@ -13,7 +13,6 @@ import (
 	"net"
 	"os"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -40,7 +39,7 @@ func probe() *Features {
 		for _, c := range Combinations() {
 			f.TX[c], f.RX[c] = f.ULP, f.ULP
 		}
-		f.Rekey, f.MaxPayloadLen, f.ZerocopyRO, f.SelfTest = f.ULP, f.ULP, f.ULP, f.ULP
+		f.Rekey, f.RekeyRX, f.MaxPayloadLen, f.ZerocopyRO, f.SelfTest = f.ULP, f.ULP, f.ULP, f.ULP, f.ULP
 		f.module = tlsModule(release)
 		return f
 	}
@@ -60,13 +59,8 @@ func probe() *Features {
 		})
 	f.Rekey = f.askSender(
 		func(c Combination) bool { return c.Version == tls.VersionTLS13 },
-		func(p *probePair, c Combination) error {
-			err := control(p.a, func(fd int) error { return setKeys(fd, tlsTX, randomKeys(c), 0) })
-			if errors.Is(err, unix.EBUSY) {
-				return unsupported{err} // the answer of kernels before 6.14
-			}
-			return err
-		})
+		func(p *probePair, c Combination) error { return probeRekey(p.a, tlsTX, c) })
+	f.RekeyRX = f.askReceiver()
 	f.SelfTest = ask(func(p *probePair) error {
 		c, ok := f.firstTX(func(c Combination) bool { return c.Cipher != AES128CCM })
 		if !ok {
@@ -110,6 +104,31 @@ func (f *Features) askSender(eligible func(Combination) bool, question func(*pro
 		}
 		return question(p, c)
 	})
+}
+
+// askReceiver asks whether a socket that receives can change its key. The kernel
+// takes a new one at any time, not only after a KeyUpdate.
+func (f *Features) askReceiver() Answer {
+	for _, c := range Combinations() {
+		if c.Version == tls.VersionTLS13 && f.RX[c].Support == Yes {
+			return ask(func(p *probePair) error {
+				if err := probeKeys(p.a, tlsRX, c); err != nil {
+					return err
+				}
+				return probeRekey(p.a, tlsRX, c)
+			})
+		}
+	}
+	return answerOf(unsupported{errors.New("the kernel takes no keys for receiving")})
+}
+
+// probeRekey changes the key of a socket that has one.
+func probeRekey(conn *net.TCPConn, dir int, c Combination) error {
+	err := control(conn, func(fd int) error { return setKeys(fd, dir, randomKeys(c), 0) })
+	if errors.Is(err, unix.EBUSY) {
+		return unsupported{err} // the answer of kernels before 6.14
+	}
+	return err
 }
 
 func (f *Features) firstTX(eligible func(Combination) bool) (Combination, bool) {
@@ -172,12 +191,7 @@ func probeKeys(conn *net.TCPConn, dir int, c Combination) error {
 // setKeys hands k to the kernel and wipes it.
 func setKeys(fd, dir int, k *Keys, seq uint64) error {
 	defer k.Wipe()
-	info, err := k.CryptoInfo(seq)
-	if err != nil {
-		return err
-	}
-	defer clear(info)
-	return setCryptoInfo(fd, dir, info)
+	return setKeysOf(fd, dir, k, seq)
 }
 
 func randomKeys(c Combination) *Keys {
@@ -354,7 +368,7 @@ func selfTestSend(conn *net.TCPConn, file *os.File) error {
 		return err
 	}
 	k := &kernelTX{tcp: conn, raw: raw}
-	_, err = k.sendFile(file, 0, selfTestLen, 0, nil, new(atomic.Int32))
+	_, err = k.sendFile(file, 0, selfTestLen, 0, nil, func() bool { return false })
 	if err == io.ErrUnexpectedEOF {
 		return unsupported{errors.New("sendfile: the file ended early")}
 	}

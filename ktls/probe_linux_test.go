@@ -56,6 +56,7 @@ func TestProbeFindsWhatTheKernelHas(t *testing.T) {
 		errno        string
 	}{
 		{"rekey", f.Rekey, 6, 14, "EBUSY"},
+		{"rekey of the receiving side", f.RekeyRX, 6, 14, "EBUSY"},
 		{"zero-copy", f.ZerocopyRO, 5, 19, "ENOPROTOOPT"},
 		{"record size", f.MaxPayloadLen, 7, 2, "ENOPROTOOPT"},
 	} {
@@ -78,7 +79,7 @@ func TestProbeWithoutKernelTLS(t *testing.T) {
 	if f.Usable() || f.Reason() == "" || f.CanTX(tls.VersionTLS13, AES128GCM) {
 		t.Errorf("usable without TCP_ULP: %v", f)
 	}
-	for _, a := range []Answer{f.TX[Combinations()[0]], f.RX[Combinations()[7]], f.Rekey, f.SelfTest, f.ZerocopyRO, f.MaxPayloadLen} {
+	for _, a := range []Answer{f.TX[Combinations()[0]], f.RX[Combinations()[7]], f.Rekey, f.RekeyRX, f.SelfTest, f.ZerocopyRO, f.MaxPayloadLen} {
 		if a != f.ULP {
 			t.Errorf("answer %v, TCP_ULP %v", a, f.ULP)
 		}

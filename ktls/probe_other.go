@@ -13,6 +13,7 @@ func probe() *Features {
 		TX:            map[Combination]Answer{},
 		RX:            map[Combination]Answer{},
 		Rekey:         none,
+		RekeyRX:       none,
 		MaxPayloadLen: none,
 		ZerocopyRO:    none,
 		SelfTest:      none,

@@ -107,7 +107,11 @@ func (t *tap) prove12() (*sendState, error) {
 	if err != nil {
 		return nil, err
 	}
-	client.Wipe()
+	if t.rx.state.Load() != rxOff {
+		t.rx.keys = client
+	} else {
+		client.Wipe()
+	}
 	opener, err := NewOpener(server)
 	if err != nil {
 		server.Wipe()

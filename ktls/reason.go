@@ -12,10 +12,12 @@ const (
 	ReasonCipher = "cipher"
 	// ReasonKernel: this kernel can't, for this version and cipher or at all.
 	ReasonKernel = "kernel"
-	// ReasonNotTCP: no TCP socket was found under the connection.
+	// ReasonNotTCP: no TCP socket was found under the connection, or, for
+	// receiving, a wrapper between them may have read ahead.
 	ReasonNotTCP = "not_tcp"
 	// ReasonUnproven: key and sequence number didn't open the last record of
-	// the handshake, or what was written since isn't known to the last byte.
+	// the handshake (for receiving: the client's last one of application data), or
+	// what was written since isn't known to the last byte.
 	ReasonUnproven = "unproven"
 	// ReasonClosed: the connection was closed, by us or by the peer.
 	ReasonClosed = "closed"
@@ -26,7 +28,8 @@ const (
 	ReasonHandshake = "handshake"
 )
 
-// UpgradeError says why a connection was not moved into the kernel. The
+// UpgradeError says why a connection, or the receiving side of an upgraded one
+// (see [Options.OnReceive]), was not moved into the kernel. The
 // connection goes on with crypto/tls as if nothing had been tried.
 type UpgradeError struct {
 	Reason string // one of the Reason constants

@@ -37,6 +37,15 @@ func TestReason(t *testing.T) {
 		}
 		checkRefused(t, l.Upgrade(), "closed")
 	})
+	t.Run("key_limit", func(t *testing.T) {
+		l := setup{opts: Options{Features: canEverything(), KeyLimit: minKeyLimit}}.connect(t)
+		client := l.withGo(nil)
+		for range minKeyLimit {
+			checkServes(t, l, client)
+		}
+		checkRefused(t, l.Upgrade(), "key_limit")
+		checkServes(t, l, client)
+	})
 	t.Run("handshake", func(t *testing.T) {
 		l := setup{opts: Options{Features: canEverything()}}.connect(t)
 		checkRefused(t, l.Upgrade(), "handshake")

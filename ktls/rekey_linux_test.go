@@ -23,7 +23,7 @@ func needRekey(t testing.TB) {
 // noRekey is what a kernel before 6.14 can do.
 func noRekey() *Features {
 	f := *Probe()
-	f.Rekey = Answer{Support: No}
+	f.Rekey, f.RekeyRX = Answer{Support: No}, Answer{Support: No}
 	return &f
 }
 
@@ -76,13 +76,14 @@ func TestKeyUpdateRefusedDuringSendFile(t *testing.T) {
 	l := setup{opts: Options{Features: noRekey()}}.connect(t)
 	client := l.with13(tls.TLS_AES_128_GCM_SHA256, clientOptions{})
 	l.mustUpgrade()
-	content := randomBytes(bigFile)
-	sent, stalled := sendStalled(t, l, testFile(t, content), bigFile)
+	content := randomBytes(4 * bigFile)
+	sent, stalled := sendStalled(t, l, testFile(t, content), int64(len(content)))
 	<-stalled
 	read := readAll(l)
 	if err := client.keyUpdate(true); err != nil {
 		t.Fatal(err)
 	}
+	waitFor(t, "the answer", func() bool { return l.tap.waiting.Load() > 0 })
 	got, err := io.ReadAll(client)
 	if err != alertError(alertInternalError) {
 		t.Errorf("the client sees %v", err)
@@ -199,17 +200,18 @@ func TestKeyUpdateIsAnsweredWithinSendFile(t *testing.T) {
 	if err := client.keyUpdate(true); err != nil {
 		t.Fatal(err)
 	}
-	for l.tap.waiting.Load() == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	waitFor(t, "the answer", func() bool {
+		return l.tap.waiting.Load() > 0 || len(l.rekeyed()) > 0 // the socket may have found room
+	})
 	got := make([]byte, len(content))
-	if _, err := io.ReadFull(client, got[:len(got)/2]); err != nil {
+	most := len(got) / 4 * 3 // what the buffers held, and one system call more
+	if _, err := io.ReadFull(client, got[:most]); err != nil {
 		t.Fatal(err)
 	}
 	if client.updates != 1 {
-		t.Errorf("%d KeyUpdates in the first half", client.updates)
+		t.Errorf("%d KeyUpdates in %d bytes", client.updates, most)
 	}
-	if _, err := io.ReadFull(client, got[len(got)/2:]); err != nil {
+	if _, err := io.ReadFull(client, got[most:]); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, content) {
@@ -371,6 +373,37 @@ func TestKeyLimitChangesTheKey(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestKeyLimitPassedBeforeUpgrade: crypto/tls knows no limit. Where the key can be
+// changed, it is by the first write of the kernel's.
+func TestKeyLimitPassedBeforeUpgrade(t *testing.T) {
+	needRekey(t)
+	l := setup{opts: Options{KeyLimit: minKeyLimit}}.connect(t)
+	client := l.with13(tls.TLS_AES_128_GCM_SHA256, clientOptions{})
+	done := receive(client)
+	var content []byte
+	send := func() {
+		for range 2 * minKeyLimit {
+			content = append(content, 'x')
+			if _, err := l.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	send()
+	l.mustUpgrade()
+	send()
+	l.Close()
+	checkReceived(t, <-done, content)
+	if client.ended[0] != 2*minKeyLimit+2 || client.updates < 2 { // with the session ticket and the KeyUpdate
+		t.Errorf("keys changed after %d records", client.ended)
+	}
+	for i, n := range client.ended[1:] {
+		if n > minKeyLimit {
+			t.Errorf("%d records under key %d", n, i+1)
+		}
 	}
 }
 

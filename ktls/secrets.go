@@ -55,7 +55,12 @@ func (t *tap) logged(line []byte) {
 		dst = &s.traffic
 	case LabelTLS12:
 		dst = &s.master
-	default:
+	case LabelClientTraffic:
+		if t.rx.state.Load() != rxOff {
+			dst = &t.rx.secret
+		}
+	}
+	if dst == nil {
 		clear(l.Secret)
 		return
 	}

@@ -121,22 +121,23 @@ func sendRecord(fd int, typ byte, p []byte, flags int) (int, error) {
 // must not be empty. It returns the type, or -1 if the kernel told none (no
 // TLS_RX). At the end of the stream n is 0. Application data of several records
 // may come in one call, a record of another type alone; what doesn't fit p
-// comes with the next call. Errors: EBADMSG: a record doesn't open; EKEYEXPIRED:
-// the peer sent a KeyUpdate, and TLS_RX must be set anew.
-func recvRecord(fd int, p []byte, flags int) (n int, typ int, err error) {
+// comes with the next call, and ended is false as long as there is more of the
+// record. Errors: EBADMSG: a record doesn't open; EKEYEXPIRED: the peer sent a
+// KeyUpdate, and TLS_RX must be set anew.
+func recvRecord(fd int, p []byte, flags int) (n int, typ int, ended bool, err error) {
 	if len(p) == 0 {
-		return 0, -1, os.NewSyscallError("recvmsg", unix.EINVAL)
+		return 0, -1, false, os.NewSyscallError("recvmsg", unix.EINVAL)
 	}
 	var buf [maxCmsgSpace]byte
-	var oobn int
+	var oobn, got int
 	for {
-		n, oobn, _, _, err = unix.Recvmsg(fd, p, buf[:unix.CmsgSpace(1)], flags)
+		n, oobn, got, _, err = unix.Recvmsg(fd, p, buf[:unix.CmsgSpace(1)], flags)
 		if err != unix.EINTR {
 			break
 		}
 	}
 	if err != nil {
-		return 0, -1, os.NewSyscallError("recvmsg", err)
+		return 0, -1, false, os.NewSyscallError("recvmsg", err)
 	}
 	typ = -1
 	if oobn >= unix.CmsgLen(1) {
@@ -144,7 +145,7 @@ func recvRecord(fd int, p []byte, flags int) (n int, typ int, err error) {
 			typ = int(buf[unix.CmsgLen(0)])
 		}
 	}
-	return n, typ, nil
+	return n, typ, got&unix.MSG_EOR != 0, nil
 }
 
 // maxCmsgSpace is unix.CmsgSpace(1) or more on every architecture.

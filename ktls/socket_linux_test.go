@@ -142,7 +142,7 @@ func recv(t testing.TB, conn *net.TCPConn, p []byte) (n, typ int, err error) {
 		t.Fatal(rerr)
 	}
 	if rerr := rc.Read(func(fd uintptr) bool {
-		n, typ, err = recvRecord(int(fd), p, 0)
+		n, typ, _, err = recvRecord(int(fd), p, 0)
 		return !errors.Is(err, unix.EAGAIN)
 	}); rerr != nil {
 		t.Fatal(rerr)
@@ -343,8 +343,8 @@ func TestSocketErrorsAreErrnos(t *testing.T) {
 			_, err := sendRecord(fd, RecordTypeHandshake, []byte{1}, unix.MSG_MORE)
 			return err
 		}, unix.EINVAL},
-		{"nothing to read", func(fd int) error { _, _, err := recvRecord(fd, make([]byte, 1), 0); return err }, unix.EAGAIN},
-		{"nowhere to read to", func(fd int) error { _, _, err := recvRecord(fd, nil, 0); return err }, unix.EINVAL},
+		{"nothing to read", func(fd int) error { _, _, _, err := recvRecord(fd, make([]byte, 1), 0); return err }, unix.EAGAIN},
+		{"nowhere to read to", func(fd int) error { _, _, _, err := recvRecord(fd, nil, 0); return err }, unix.EINVAL},
 	} {
 		err := control(a, step.do)
 		var errno syscall.Errno

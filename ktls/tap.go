@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,6 +50,7 @@ type tap struct {
 
 	// Used by the one reader, and after the handshake by others.
 	in     scanner
+	rx     receiver
 	hello  [helloLen]byte // begin of what the client sent
 	nin    int            // bytes of hello
 	broken atomic.Pointer[error]
@@ -78,11 +80,27 @@ func (t *tap) Read(p []byte) (int, error) {
 	if err := t.broken.Load(); err != nil {
 		return 0, *err
 	}
+	rx := t.rx.state.Load()
+	switch rx {
+	case rxSingle:
+		p = t.in.one(p)
+	case rxKernel:
+		return 0, errors.New("ktls: crypto/tls reads no more")
+	}
 	n, err := t.Conn.Read(p)
 	if t.nin < len(t.hello) {
 		t.nin += copy(t.hello[t.nin:], p[:n])
 	}
-	t.in.skip(p[:n])
+	if rx == rxOff {
+		t.in.skip(p[:n])
+	} else {
+		t.received(p[:n], rx == rxSingle)
+	}
+	if se := (*os.SyscallError)(nil); errors.As(err, &se) {
+		// A reset is told once. After that the kernel takes all that it is given
+		// to encrypt, and drops it.
+		t.abort(err)
+	}
 	if e := t.broken.Load(); e != nil {
 		return 0, *e
 	}
@@ -92,24 +110,35 @@ func (t *tap) Read(p []byte) (int, error) {
 // Write is called by crypto/tls with whole records. They pass through until
 // the kernel took over; then each is opened and sent on by its type.
 func (t *tap) Write(p []byte) (int, error) {
-	t.waiting.Add(1)
-	t.gate.Lock()
-	t.wmu.Lock()
-	t.gate.Unlock()
-	t.waiting.Add(-1)
+	t.lockWrite()
 	defer t.wmu.Unlock()
-	if t.kernel != nil {
+	switch {
+	case t.written == errShutdown:
+		// Nothing follows close_notify. To crypto/tls that is no error: else it
+		// would not go on reading after a KeyUpdate that wants an answer.
+		return len(p), nil
+	case t.written != nil:
+		return 0, t.written
+	case t.kernel != nil:
 		return t.intercept(p)
 	}
 	n, err := t.Conn.Write(p)
 	t.wrote(p[:n])
 	if err != nil {
 		err = t.reason(err)
-		if t.written == nil {
-			t.written = err
-		}
+		t.written = err
 	}
 	return n, err
+}
+
+// lockWrite locks wmu for what the protocol has to say, which a file that is being
+// sent lets go first.
+func (t *tap) lockWrite() {
+	t.waiting.Add(1)
+	t.gate.Lock()
+	t.wmu.Lock()
+	t.gate.Unlock()
+	t.waiting.Add(-1)
 }
 
 // yield lets what crypto/tls has to say go first: a file takes long to be sent to
@@ -236,9 +265,6 @@ func (t *tap) handshakeDone(version, suite uint16) {
 // intercept sends what crypto/tls writes after the upgrade on through the
 // kernel. wmu is held.
 func (t *tap) intercept(p []byte) (int, error) {
-	if t.written != nil {
-		return 0, t.written
-	}
 	total := len(p)
 	for len(p) > 0 {
 		n, end := t.out.scan(p)
@@ -303,9 +329,16 @@ func (t *tap) forward(rec []byte) error {
 
 const (
 	alertLevelFatal        = 2
+	alertLevelWarning      = 1
 	alertCloseNotify       = 0
 	alertUnexpectedMessage = 10
+	alertBadRecordMAC      = 20
+	alertRecordOverflow    = 22
+	alertDecodeError       = 50
+	alertProtocolVersion   = 70
 	alertInternalError     = 80
+	alertUserCanceled      = 90
+	alertNoRenegotiation   = 100
 )
 
 var errShutdown = errors.New("ktls: protocol is shutdown")
@@ -318,6 +351,18 @@ func (t *tap) alertSent(desc byte) {
 	} else {
 		t.written = fmt.Errorf("ktls: connection ended by alert %d", desc)
 	}
+}
+
+// end sends a fatal alert, if that still can be, and ends the connection in both
+// directions. wmu is held.
+func (t *tap) end(alert byte, err error) error {
+	if t.written == nil {
+		if cerr := t.control(RecordTypeAlert, []byte{alertLevelFatal, alert}); cerr != nil {
+			err = cerr
+		}
+	}
+	t.stop(err)
+	return err
 }
 
 // stop ends the connection in both directions after an alert: nothing more is
@@ -356,6 +401,9 @@ func (t *tap) forget() {
 // forgetAll wipes all that is secret, once the connection is closed. wmu is held.
 func (t *tap) forgetAll() {
 	t.forget()
+	t.mu.Lock()
+	t.rx.wipe()
+	t.mu.Unlock()
 	clear(t.key.secret)
 	if t.send != nil {
 		t.send.wipe()

@@ -140,10 +140,7 @@ var (
 // the kernel follow to the next key. wmu is held.
 func (t *tap) answerKeyUpdate(msg []byte) error {
 	refuse := func(alert byte, err error) error {
-		if cerr := t.control(RecordTypeAlert, []byte{alertLevelFatal, alert}); cerr != nil {
-			err = cerr
-		}
-		t.stop(err)
+		err = t.end(alert, err)
 		t.rekeyed(true, err)
 		return err
 	}
@@ -163,6 +160,25 @@ func (t *tap) answerKeyUpdate(msg []byte) error {
 	err = t.nextKey(msg)
 	t.rekeyed(true, err)
 	return err
+}
+
+// answerOwnKeyUpdate answers a peer's KeyUpdate that crypto/tls hasn't seen. Its
+// own keys stay.
+func (t *tap) answerOwnKeyUpdate() {
+	t.lockWrite()
+	defer t.wmu.Unlock()
+	if t.written != nil {
+		return
+	}
+	if !t.key.change {
+		t.rekeyed(true, t.end(alertInternalError, ErrKeyUpdate))
+		return
+	}
+	err := t.nextKey([]byte{msgKeyUpdate, 0, 0, 1, 0})
+	t.rekeyed(true, err)
+	if t.written == nil {
+		t.written = err
+	}
 }
 
 // nextKey sends msg, a KeyUpdate, as the last record under the present key, and
@@ -221,8 +237,8 @@ func (c *Conn) Room(n int64) bool {
 	case !c.hsDone.Load() || c.changesKeys():
 		return true
 	default:
-		cipher, _ := CipherOf(c.suite)
-		return uint64(n/MaxPlaintext)+keyReserve+2 < c.opts.keyLimit(cipher)
+		cipher, ok := CipherOf(c.suite)
+		return !ok || uint64(n/MaxPlaintext)+keyReserve+2 < c.opts.keyLimit(cipher)
 	}
 }
 

@@ -559,22 +559,7 @@ func TestRenegotiationEndsWriting(t *testing.T) {
 			if upgraded {
 				l.mustUpgrade()
 			}
-			stream := client.wire.read()
-			var clientRandom, serverRandom [32]byte
-			copy(clientRandom[:], client.wire.written()[RecordHeaderLen+6:])
-			copy(serverRandom[:], stream[RecordHeaderLen+6:])
-			keys, _, err := TLS12Keys(s.id, client.keys.secret(LabelTLS12), clientRandom, serverRandom)
-			if err != nil {
-				t.Fatal(err)
-			}
-			o, err := NewOpener(keys)
-			if err != nil {
-				t.Fatal(err)
-			}
-			hello := splitRecords(t, client.wire.written())[0][RecordHeaderLen:]
-			if _, err := l.peer.Write(o.Seal(nil, RecordTypeHandshake, hello, 1)); err != nil {
-				t.Fatal(err)
-			}
+			clientSends(t, client, RecordTypeHandshake, splitRecords(t, client.wire.written())[0][RecordHeaderLen:])
 			if _, err := l.Read(make([]byte, 1)); err == nil {
 				t.Error("the server renegotiates")
 			}
@@ -585,19 +570,6 @@ func TestRenegotiationEndsWriting(t *testing.T) {
 				checkRefused(t, l.Upgrade(), ReasonClosed)
 			}
 		})
-	}
-}
-
-func TestKeyUpdateWithoutRequestAfterUpgrade(t *testing.T) {
-	needKTLS(t)
-	l := setup{}.connect(t)
-	client := l.with13(tls.TLS_AES_128_GCM_SHA256, clientOptions{})
-	l.mustUpgrade()
-	for range 3 {
-		if err := client.keyUpdate(false); err != nil {
-			t.Fatal(err)
-		}
-		checkServes(t, l, client)
 	}
 }
 

@@ -52,15 +52,23 @@ qemu_fetch() {
 # qemu_command GUEST OUT: sets COMMAND to the program that boots the guest. The
 # host's root folder and OUT reach it through 9p.
 qemu_command() {
-	local dir=$LAB/$1 out=$2 qemu=(qemu-system-x86_64) accel=tcg,thread=multi
+	local dir=$LAB/$1 out=$2 qemu=(qemu-system-x86_64) accel=tcg,thread=multi count=(-cpu max -smp 2) append=
 	if [ -e "$LAB/qemu/done" ]; then
 		qemu=("$LAB/qemu/usr/bin/qemu-system-x86_64" -L "$LAB/qemu/usr/share/qemu" -L "$LAB/qemu/usr/share/seabios")
 	fi
 	# Not by default: some machines have a /dev/kvm that boots only guests
 	# made for it.
 	[ "${KTLS_LAB_KVM:-0}" = 0 ] || accel=kvm
+	if [ "${KTLS_LAB_ICOUNT:-0}" != 0 ]; then
+		# sleep=off: an idle guest's clock leaps to its next timer. With
+		# erms or fsrm the kernel copies by rep movsb, of which each byte
+		# would count as an instruction.
+		accel=tcg,thread=single
+		count=(-icount "shift=0,sleep=off" -cpu "max,erms=off,fsrm=off" -smp 1)
+		append=" tsc=reliable"
+	fi
 	# shellcheck disable=SC2034,SC2054 # for the caller; the commas are meant
-	COMMAND=("${qemu[@]}" -M q35 -accel "$accel" -cpu max -smp 2 -m "${KTLS_LAB_MEM:-4096}"
+	COMMAND=("${qemu[@]}" -M q35 -accel "$accel" "${count[@]}" -m "${KTLS_LAB_MEM:-4096}"
 		-nodefaults -no-user-config -display none -nic none -no-reboot -serial stdio
 		-kernel "$dir/vmlinuz" -initrd "$dir/initrd.gz"
 		-device virtio-rng-pci
@@ -68,5 +76,5 @@ qemu_command() {
 		-device virtio-9p-pci,fsdev=root,mount_tag=root
 		-fsdev "local,id=out,path=$out,security_model=none" -device virtio-9p-pci,fsdev=out,mount_tag=out
 		-drive "file=$out/ext4.img,format=raw,if=virtio,cache=unsafe"
-		-append "console=ttyS0 loglevel=5 panic=-1 reboot=t lab.root=9p lab.out=out lab.disk=/dev/vda")
+		-append "console=ttyS0 loglevel=5 panic=-1 reboot=t lab.root=9p lab.out=out lab.disk=/dev/vda$append")
 }

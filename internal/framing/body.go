@@ -3,6 +3,7 @@ package framing
 import (
 	"errors"
 	"os"
+	"slices"
 )
 
 // Body is what is sent on one stream.
@@ -16,7 +17,7 @@ type Body struct {
 	off     int64
 	emitted int64 // bytes of the file in Parts so far
 	sent    int64
-	ended   bool // nothing more can be emitted: the stream ended
+	ended   bool // the server has ended the stream: nothing more is emitted
 	closed  bool // done is
 }
 
@@ -52,7 +53,7 @@ var errLate = errors.New("framing: stream has ended, or is past the place announ
 
 // Announce says that after skip bytes of data, counted from Watch, the server
 // is going to write n stand-in bytes for those of file from off on. What comes
-// before and after them goes out as it is; but nothing may come after them.
+// before them goes out as it is; no data may come after them.
 //
 // The stream must take all n bytes, the file must stay open until Done, and the
 // handler must not return before. If Announce returns an error, nothing was
@@ -84,7 +85,7 @@ func (b *Body) Void() {
 	if b.void {
 		return
 	}
-	b.whole = b.announced && b.sent >= b.n
+	b.whole = b.announced && !b.missing() && b.sent >= b.n
 	b.void = true
 	if s.bodies[b.stream] == b {
 		s.giveUp(b)
@@ -131,14 +132,8 @@ func (b *Body) File() *os.File {
 // Stream returns the stream's number.
 func (b *Body) Stream() uint32 { return b.stream }
 
-// end is called when the server has ended the stream: what is in Parts may still
-// be sent.
-func (b *Body) end() {
-	b.ended = true
-	b.settle()
-}
-
-// settle ends the body if nothing more will be sent.
+// settle ends the body if nothing more will be sent. When the server has ended
+// the stream, that is what was in Parts by then.
 func (b *Body) settle() {
 	if b.announced && b.sent >= b.n || b.ended && b.sent >= b.emitted {
 		b.finish()
@@ -146,8 +141,13 @@ func (b *Body) settle() {
 }
 
 func (b *Body) finish() {
-	if !b.closed {
-		b.closed = true
-		close(b.done)
+	if b.closed {
+		return
+	}
+	b.closed = true
+	close(b.done)
+	if b.ended {
+		s := b.session
+		s.ended = slices.DeleteFunc(s.ended, func(other *Body) bool { return other == b })
 	}
 }

@@ -53,6 +53,9 @@ func (s *Session) Received(p []byte) {
 			in.have += n
 			if in.have == headerLen {
 				in.begin()
+				if in.frame.typ == http2.FrameSettings && !in.frame.flags.Has(http2.FlagSettingsAck) && s.err == nil {
+					s.settings.hold()
+				}
 				if in.left == 0 && !in.lost {
 					s.received()
 				}

@@ -8,17 +8,15 @@ const maxPadded = 256
 
 var zeros [maxPadded]byte
 
-// AppendPadding appends DATA frames without data that take n octets of the
-// flow-control windows in all; if endStream, the last of them ends the stream.
-func AppendPadding(dst []byte, stream uint32, n int64, endStream bool) []byte {
+// appendPadding appends DATA frames without data that take n octets of the
+// flow-control windows in all.
+func appendPadding(dst []byte, stream uint32, n int64) []byte {
 	for n > 0 {
-		h := header{length: int(min(n, maxPadded)), typ: http2.FrameData, flags: http2.FlagDataPadded, stream: stream}
-		n -= int64(h.length)
-		if n == 0 && endStream {
-			h.flags |= http2.FlagDataEndStream
-		}
-		dst = append(h.append(dst), byte(h.length-1))
-		dst = append(dst, zeros[:h.length-1]...)
+		length := int(min(n, maxPadded))
+		h := header{length: length, typ: http2.FrameData, flags: http2.FlagDataPadded, stream: stream}
+		dst = append(h.append(dst), byte(length-1))
+		dst = append(dst, zeros[:length-1]...)
+		n -= int64(length)
 	}
 	return dst
 }

@@ -20,7 +20,7 @@ type Part struct {
 // the piece on that begins at byte from, when the body was given up: as much
 // padding, and if the last of them ended the stream, a reset.
 func (p *Part) AppendPadding(dst []byte, from int64) []byte {
-	dst = AppendPadding(dst, p.Body.stream, p.N-from, false)
+	dst = appendPadding(dst, p.Body.stream, p.N-from)
 	if parseHeader(p.Headers[len(p.Headers)-headerLen:]).flags.Has(http2.FlagDataEndStream) {
 		dst = appendReset(dst, p.Body.stream, http2.ErrCodeInternal)
 	}
@@ -89,7 +89,7 @@ func (p *parts) emitReset(stream uint32) {
 // emitPadding adds DATA frames without data.
 func (p *parts) emitPadding(stream uint32, n int64) {
 	begin := len(p.scratch)
-	p.scratch = AppendPadding(p.scratch, stream, n, false)
+	p.scratch = appendPadding(p.scratch, stream, n)
 	p.emit(p.scratch[begin:])
 }
 

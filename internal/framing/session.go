@@ -31,7 +31,7 @@ import (
 type Session struct {
 	// Record is the most payload that one TLS record of the connection takes,
 	// in bytes: frames are cut so that one with its header fills a record. 0 is
-	// 16384, what TLS allows (RFC 8446, section 5.1). Set before first use.
+	// 16384, which is also the most (RFC 8446, section 5.1). Set before first use.
 	Record int
 
 	// wants is what WantsInject says. It is written with mu held.
@@ -44,7 +44,8 @@ type Session struct {
 	out      outbound
 	in       inbound
 	settings settings
-	bodies   map[uint32]*Body // by stream
+	bodies   map[uint32]*Body // by stream, until the server has ended it
+	ended    []*Body          // of streams that it has ended, until all is sent
 	void     []progress       // bodies given up; the oldest first
 }
 
@@ -97,7 +98,11 @@ func (s *Session) fail(err error) {
 	for _, b := range s.bodies {
 		b.finish()
 	}
+	for _, b := range slices.Clone(s.ended) {
+		b.finish()
+	}
 	s.bodies, s.void = nil, nil
+	s.settings.release()
 	s.updateWants()
 }
 
@@ -120,7 +125,10 @@ func (s *Session) lookup(stream uint32) (*progress, *Body) {
 func (s *Session) forget(stream uint32) {
 	if b := s.bodies[stream]; b != nil {
 		delete(s.bodies, stream)
-		b.end()
+		if b.ended = true; !b.closed {
+			s.ended = append(s.ended, b)
+			b.settle()
+		}
 		return
 	}
 	for i := range s.void {
@@ -138,16 +146,12 @@ func (s *Session) giveUp(b *Body) {
 		return
 	}
 	s.void = append(s.void, b.progress)
-	s.trimVoid()
-}
-
-// trimVoid keeps void from growing without bound. A stream that the client
-// hasn't reset will be ended by the server, and must be known until then.
-func (s *Session) trimVoid() {
-	if len(s.void) <= maxVoid {
-		return
-	}
-	if i := slices.IndexFunc(s.void, func(p progress) bool { return p.refused }); i >= 0 {
+	for len(s.void) > maxVoid {
+		// The others will be ended by the server, and must be known until then.
+		i := slices.IndexFunc(s.void, func(p progress) bool { return p.refused })
+		if i < 0 {
+			break
+		}
 		s.void = slices.Delete(s.void, i, i+1)
 	}
 }
@@ -156,7 +160,6 @@ func (s *Session) trimVoid() {
 func (s *Session) refuse(stream uint32) {
 	if p, _ := s.lookup(stream); p != nil {
 		p.refused = true
-		s.trimVoid()
 	}
 }
 

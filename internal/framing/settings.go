@@ -27,6 +27,8 @@ type settings struct {
 	injected bool // SETTINGS were injected and are not acknowledged
 	owed     bool // the acknowledgement swallowed may have been for the client's too
 
+	held chan struct{} // closed when the server may get the client's SETTINGS; nil: it may
+
 	barrier bool // a PING was injected and is not answered
 	since   int  // SETTINGS of the client since
 	token   [pingLen]byte
@@ -88,6 +90,32 @@ func (s *Session) Inject(p []byte) int {
 	return n
 }
 
+// Held returns nil, or a channel that is closed when the server may get what
+// Received was called with last: SETTINGS of the client, and those injected are
+// not acknowledged. If it gets them at once, their acknowledgement may come to
+// the client after DATA that they allow, and there are clients for which SETTINGS
+// hold from the acknowledgement on.
+func (s *Session) Held() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.settings.held
+}
+
+// hold is called when SETTINGS of the client begin.
+func (t *settings) hold() {
+	if t.injected && t.held == nil {
+		t.held = make(chan struct{})
+	}
+}
+
+// release is called when the server has acknowledged, or never will.
+func (t *settings) release() {
+	if t.held != nil {
+		close(t.held)
+		t.held = nil
+	}
+}
+
 // noInjection is a type no frame of HTTP/2 has.
 const noInjection http2.FrameType = 0xff
 
@@ -143,6 +171,7 @@ func (s *Session) acked() (swallow bool) {
 	if t.injected {
 		t.injected = false
 		t.owed = t.unacked > 0
+		t.release()
 		s.updateWants()
 		return true
 	}

@@ -79,6 +79,29 @@ func isStandIn(p []byte, pos int64) bool {
 	return true
 }
 
+// Looking at every stand-in byte costs a twentieth of all that is done for a
+// file (0.25 of 4.9 10^9 instructions per GiB), and none of them is ever sent. So
+// the first frame of a body and every verifyEach-th of a connection are verified
+// in full, others by sampleLen bytes at either end and in each sampleStride.
+// Bytes that were put in, left out or moved show in each sample that follows, if
+// not in the count.
+const (
+	verifyEach   = 16
+	sampleLen    = 64      // bytes
+	sampleStride = 4 << 10 // bytes
+)
+
+// isStandInSampled is isStandIn for samples of p.
+func isStandInSampled(p []byte, pos int64) bool {
+	for at := 0; at < len(p); at += sampleStride {
+		if !isStandIn(p[at:min(at+sampleLen, len(p))], pos+int64(at)) {
+			return false
+		}
+	}
+	end := max(0, len(p)-sampleLen)
+	return isStandIn(p[end:], pos+int64(end))
+}
+
 // rotations are the first 8 stand-in bytes at each phase, and which first bytes
 // these have.
 var rotations = sync.OnceValue(func() *rotationTable {

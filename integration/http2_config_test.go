@@ -1,0 +1,171 @@
+//go:build linux
+
+package integration
+
+import (
+	"crypto/tls"
+	"fmt"
+	"io"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// TestHTTP2FrameSize: whatever http2_frame_size is, clients get the file in
+// frames of their own size.
+func TestHTTP2FrameSize(t *testing.T) {
+	var sites []site
+	values := []string{"16KiB", "65500", "114625", "1MiB"}
+	for n, size := range values {
+		body := plainFiles(www, "ktls {", "min_size 1", "http2_frame_size "+size, "}")
+		sites = append(sites, site{host: fmt.Sprintf("f%d.localhost", n), body: body})
+	}
+	c := start(t, listener{wrappers: "ktls", sites: sites})
+	for n, size := range values {
+		check := countUpgrades(t)
+		client := c.goClient(t, 0, "h2")
+		for _, f := range []file{small, ofSize(16385), medium, large} {
+			uri := "/" + f.name + "?" + size
+			client.get(t, c.urlOf(0, n, uri)).isFile(t, f)
+			c.tookFile(t, uri, f.size)
+		}
+		check(t, 1)
+	}
+	// The largest that was asked for on a connection stays, for all sites.
+	h := c.dialHTTP2(t, 0, h2options{
+		window: 1 << 20, settings: []http2.Setting{windowSize(1 << 20)},
+		tls: func(config *tls.Config) { config.ServerName = sites[0].host },
+	})
+	for n := range values {
+		uri := fmt.Sprintf("/%s?one-%d", large.name, n)
+		s := h.request("GET", sites[n].host, uri, content(t, large.name))
+		s.whole(t)
+		c.tookFile(t, uri, large.size)
+	}
+}
+
+// TestHTTP2Reload: a new config while files are sent over HTTP/2. What was begun
+// is sent to its end; then the client is told to go.
+func TestHTTP2Reload(t *testing.T) {
+	c := start(t, listener{wrappers: "ktls"})
+	h := c.dialHTTP2(t, 0, h2options{manual: true, window: 1 << 30})
+	s := h.get("/"+large.name+"?during", content(t, large.name))
+	s.has(t, firstWindow)
+	idle := c.goClient(t, 0, "h2")
+	idle.get(t, c.url(0, "/"+medium.name+"?before")).isFile(t, medium)
+
+	config := strings.Replace(c.caddyfile(), "grace_period 2s", "grace_period 10m", 1)
+	config = strings.Replace(config, "\tfile_server\n", "\theader X-Config new\n\tfile_server\n", 1)
+	done := make(chan bool)
+	go func() {
+		defer close(done)
+		c.admin(t, "POST", "/load", "text/caddyfile", config)
+	}()
+	h.await(t, "the server says GOAWAY", func() bool { return h.goAway != nil })
+	h.grant(s, 1<<30)
+	if err := h.closed(t); err != io.EOF {
+		t.Errorf("the connection ended with %v", err)
+	}
+	s.isWhole(t)
+	c.tookFile(t, "/"+large.name+"?during", large.size)
+	<-done
+
+	eventually(t, "the new config answers", func() bool {
+		a, err := idle.do(newRequest(t, "GET", c.url(0, "/"+tiny.name)))
+		return err == nil && a.header.Get("X-Config") == "new"
+	})
+	check := countUpgrades(t)
+	after := c.dialHTTP2(t, 0, h2options{})
+	after.get("/"+large.name+"?after", content(t, large.name)).whole(t)
+	c.tookFile(t, "/"+large.name+"?after", large.size)
+	check(t, 1)
+}
+
+// TestHTTP2Shutdown: when Caddy ends, downloads over HTTP/2 have the grace period
+// to end, and no more.
+func TestHTTP2Shutdown(t *testing.T) {
+	for _, test := range []struct {
+		name, grace string
+		whole       bool
+	}{{"in time", "10m", true}, {"too late", "2s", false}} {
+		t.Run(test.name, func(t *testing.T) {
+			c := setup{listeners: []listener{{wrappers: "ktls"}}, global: "grace_period " + test.grace}.start(t)
+			h := c.dialHTTP2(t, 0, h2options{manual: true, window: 1 << 30})
+			s := h.get("/"+large.name, content(t, large.name))
+			s.has(t, firstWindow)
+			if err := c.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			h.await(t, "the server says GOAWAY", func() bool { return h.goAway != nil })
+			if test.whole {
+				h.grant(s, 1<<30)
+			}
+			err := h.closed(t)
+			if test.whole {
+				s.isWhole(t)
+				c.tookFile(t, "/"+large.name, large.size)
+				if err != io.EOF {
+					t.Errorf("the connection ended with %v", err)
+				}
+			} else if s.ended || s.size != firstWindow {
+				t.Errorf("%d bytes, ended %t", s.size, s.ended)
+			}
+			select {
+			case err := <-c.exit:
+				c.exit <- err // for stop
+			case <-time.After(patience):
+				t.Error("caddy still runs")
+			}
+		})
+	}
+}
+
+// TestHTTP2Memory: a connection that a file was sent on costs at most 128 KiB
+// more than with stock Caddy.
+func TestHTTP2Memory(t *testing.T) {
+	conns := 100
+	if slow {
+		conns = 20
+	}
+	const most = 128 * kib
+	var each [2]int64
+	for i, l := range []listener{{wrappers: "ktls"}, {sites: []site{{body: plainFiles(www)}}}} {
+		c := start(t, l)
+		// heap is what is in use on it.
+		heap := func() (n int64) {
+			for range 2 { // pools live for two collections
+				profile := c.admin(t, "GET", "/debug/pprof/heap?gc=1&debug=1", "", "")
+				_, text, ok := strings.Cut(profile, "# HeapAlloc = ")
+				if !ok {
+					t.Fatal("no HeapAlloc in the profile")
+				}
+				if _, err := fmt.Sscan(text, &n); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return n
+		}
+		get := func() {
+			uri := "/" + medium.name
+			h := c.dialHTTP2(t, 0, h2options{window: 1 << 20, settings: []http2.Setting{windowSize(1 << 20)}})
+			h.get(uri, content(t, medium.name)).whole(t)
+			if i == 0 {
+				c.tookFile(t, uri, medium.size)
+			}
+			h.ping(t, [8]byte{1})
+		}
+		get() // what is made once
+		before := heap()
+		for range conns {
+			get()
+		}
+		each[i] = (heap() - before) / int64(conns)
+	}
+	t.Logf("bytes for each connection: %d, with stock Caddy %d", each[0], each[1])
+	if each[0] > each[1]+most {
+		t.Errorf("a connection costs %d bytes, with stock Caddy %d", each[0], each[1])
+	}
+}
