@@ -342,16 +342,22 @@ type footprint struct{ descriptors, goroutines, offloaded int }
 
 func (c *caddy) footprint(t *testing.T) footprint {
 	t.Helper()
-	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", c.cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
 	profile := c.admin(t, "GET", "/debug/pprof/goroutine?debug=1", "", "")
 	var goroutines int
 	if _, err := fmt.Sscanf(profile, "goroutine profile: total %d", &goroutines); err != nil {
 		t.Fatal(err)
 	}
-	return footprint{len(fds), goroutines, tlsStat(t, "TlsCurrTxSw")}
+	return footprint{c.descriptors(t), goroutines, tlsStat(t, "TlsCurrTxSw")}
+}
+
+// descriptors is how many files and connections Caddy has open.
+func (c *caddy) descriptors(t testing.TB) int {
+	t.Helper()
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", c.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(fds)
 }
 
 // awaitFootprint waits until nothing is left of what happened since before.
