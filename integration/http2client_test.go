@@ -43,11 +43,10 @@ type h2client struct {
 	next    uint32
 	err     error // what ended the connection; io.EOF is close_notify
 	goAway  *http2.GoAwayFrame
-	hold    bool          // don't read
-	pace    time.Duration // between two DATA frames
-	manual  bool          // windows are the test's business
-	limits  []limit       // what is in force, then what was sent since and isn't acknowledged
-	sent    int           // SETTINGS
+	hold    bool    // don't read
+	manual  bool    // windows are the test's business
+	limits  []limit // what is in force, then what was sent since and isn't acknowledged
+	sent    int     // SETTINGS
 	acks    int
 	pongs   [][8]byte
 	window  int64 // of the connection: octets that the server may still send
@@ -132,12 +131,12 @@ func (c *caddy) dialHTTP2(t *testing.T, i int, o h2options) *h2client {
 	h.w = http2.NewFramer(h.out, nil)
 	h.w.AllowIllegalWrites = true
 	h.enc = hpack.NewEncoder(&h.block)
-	go h.read()
-	t.Cleanup(h.close)
 	if _, err := io.WriteString(h.out, http2.ClientPreface); err != nil {
 		t.Fatal(err)
 	}
 	h.settings(o.settings...)
+	go h.read() // what it answers comes after the preface
+	t.Cleanup(h.close)
 	if o.window > 0 {
 		h.grant(nil, o.window)
 	}
@@ -355,7 +354,6 @@ func (h *h2client) read() {
 			return
 		}
 		var answers []func(*http2.Framer) error
-		var pace time.Duration
 		h.mu.Lock()
 		if n, most := int64(f.Header().Length), h.limit().frame; n > most {
 			h.t.Errorf("%v, and the client accepts %d bytes", f.Header(), most)
@@ -363,7 +361,6 @@ func (h *h2client) read() {
 		switch f := f.(type) {
 		case *http2.DataFrame:
 			answers = h.data(f)
-			pace = h.pace
 		case *http2.HeadersFrame:
 			block, ends = append(block[:0], f.HeaderBlockFragment()...), f.StreamEnded()
 			held := *f
@@ -411,7 +408,6 @@ func (h *h2client) read() {
 		for _, answer := range answers {
 			h.write(answer)
 		}
-		time.Sleep(pace)
 	}
 }
 

@@ -134,24 +134,37 @@ func countUpgrades(t *testing.T) func(t *testing.T, want int) {
 // yet to get rid of; -1 if there is no such connection any more.
 func sendQueue(t *testing.T, client net.Conn) int {
 	t.Helper()
-	local, remote := client.LocalAddr().(*net.TCPAddr), client.RemoteAddr().(*net.TCPAddr)
+	n, _ := queues(t, client.RemoteAddr(), client.LocalAddr())
+	return n
+}
+
+// receiveQueue is how many bytes have come to the client's end that it hasn't
+// read.
+func receiveQueue(t *testing.T, client net.Conn) int {
+	t.Helper()
+	_, n := queues(t, client.LocalAddr(), client.RemoteAddr())
+	return n
+}
+
+// queues are those of the socket between two addresses, in bytes.
+func queues(t *testing.T, local, remote net.Addr) (send, receive int) {
+	t.Helper()
 	f, err := os.Open("/proc/net/tcp")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	from, to := fmt.Sprintf(":%04X", remote.Port), fmt.Sprintf(":%04X", local.Port)
+	from, to := fmt.Sprintf(":%04X", local.(*net.TCPAddr).Port), fmt.Sprintf(":%04X", remote.(*net.TCPAddr).Port)
 	for s := bufio.NewScanner(f); s.Scan(); {
 		col := strings.Fields(s.Text())
 		if len(col) > 4 && strings.HasSuffix(col[1], from) && strings.HasSuffix(col[2], to) {
-			n, err := strconv.ParseInt(strings.Split(col[4], ":")[0], 16, 64)
-			if err != nil {
+			if _, err := fmt.Sscanf(col[4], "%x:%x", &send, &receive); err != nil {
 				t.Fatal(err)
 			}
-			return int(n)
+			return send, receive
 		}
 	}
-	return -1
+	return -1, -1
 }
 
 // awaitStall waits until the server can't send any more to a client that does
