@@ -136,6 +136,7 @@ func TestMaxHandshakes(t *testing.T) {
 // more than may compute at once and at whatever point of it, hold up nobody.
 // Their time ends as ever.
 func TestMaxHandshakesHalfOpen(t *testing.T) {
+	needKTLS(t)
 	c := start(t, listener{wrappers: "ktls {\n\tmax_handshakes 1\n\thandshake_timeout 3s\n}"})
 	c.goClient(t, 0, "h1", fresh(func(*tls.Config) {})).get(t, c.url(0, "/"+tiny.name)).isFile(t, tiny)
 	before := c.footprint(t)
