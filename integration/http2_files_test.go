@@ -51,7 +51,8 @@ func TestHTTP2ChangedFile(t *testing.T) {
 		switch name {
 		case "truncated", "emptied":
 			s.end(t)
-			if s.ended || s.size >= size {
+			// Stock Caddy ends the stream as if nothing was missing.
+			if s.ended && kernel.ulp || s.size >= size {
 				t.Errorf("%s: %d bytes, and ended as if that was all: %t", name, s.size, s.ended)
 			}
 			if kernel.ulp {
