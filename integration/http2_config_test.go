@@ -126,7 +126,7 @@ func TestHTTP2Shutdown(t *testing.T) {
 // TestHTTP2Memory: a connection that a file was sent on costs at most 128 KiB
 // more than with stock Caddy.
 func TestHTTP2Memory(t *testing.T) {
-	conns := 100
+	conns := 40
 	if slow {
 		conns = 20
 	}
