@@ -128,7 +128,7 @@ func TestHTTP2Shutdown(t *testing.T) {
 func TestHTTP2Memory(t *testing.T) {
 	conns := 40
 	if slow {
-		conns = 20
+		conns = 30
 	}
 	const most = 128 * kib
 	var each [2]int64
