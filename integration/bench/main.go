@@ -3,8 +3,9 @@
 // Command bench measures what it costs a file server to serve HTTPS, as
 // instructions. It is what integration/bench/run runs:
 //
-//	bench measure [-quick] [-protocols LIST] NAME=BINARY...
+//	bench measure [-quick] [-protocols LIST] [-known FILE] NAME=BINARY...
 //	                      in a guest: prints a JSON object for each measurement
+//	                      that FILE doesn't have
 //	bench table FILE...   Markdown tables from these
 //
 // A guest with KTLS_LAB_ICOUNT=1 has one CPU, and a nanosecond of its time is an
@@ -33,13 +34,22 @@ func run(args []string) error {
 	}
 	switch args[0] {
 	case "measure":
+		var p plan
 		flags := flag.NewFlagSet("measure", flag.ExitOnError)
-		quick := flags.Bool("quick", false, "one connection and stream only, fewer requests")
+		flags.BoolVar(&p.quick, "quick", false, "one connection and stream only, fewer requests")
 		protocols := flags.String("protocols", "h1 h2", "h1 (HTTP/1.1), h2 (HTTP/2)")
+		known := flags.String("known", "", "a file of results that needn't be measured again")
 		if err := flags.Parse(args[1:]); err != nil {
 			return err
 		}
-		return measure(os.Stdout, flags.Args(), strings.Fields(*protocols), *quick)
+		p.protocols = strings.Fields(*protocols)
+		if *known != "" {
+			var err error
+			if p.known, err = readResults([]string{*known}); err != nil {
+				return err
+			}
+		}
+		return measure(os.Stdout, flags.Args(), &p)
 	case "table":
 		results, err := readResults(args[1:])
 		if err != nil {

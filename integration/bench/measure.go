@@ -25,12 +25,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// measure runs all scenarios against each of the servers, NAME=BINARY, one after
+// measure runs the scenarios against each of the servers, NAME=BINARY, one after
 // the other, and writes results as they come.
-func measure(out io.Writer, servers, protocols []string, quick bool) error {
-	for _, p := range protocols {
-		if alpn[p] == "" {
-			return fmt.Errorf("no protocol %q: want h1 or h2", p)
+func measure(out io.Writer, servers []string, p *plan) error {
+	for _, protocol := range p.protocols {
+		if alpn[protocol] == "" {
+			return fmt.Errorf("no protocol %q: want h1 or h2", protocol)
 		}
 	}
 	if err := unix.Mount("cgroup2", cgroups, "cgroup2", 0, ""); err != nil {
@@ -53,8 +53,8 @@ func measure(out io.Writer, servers, protocols []string, quick bool) error {
 		if err != nil {
 			return err
 		}
-		for _, sc := range scenarios(protocols, quick) {
-			if srv.kind.matters != nil && !srv.kind.matters(sc) {
+		for _, sc := range p.scenarios() {
+			if srv.kind.matters != nil && !srv.kind.matters(sc) || p.knows(b.kernel, name, srv.version, sc) {
 				continue
 			}
 			r, err := b.measure(srv, sc)

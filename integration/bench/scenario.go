@@ -2,6 +2,8 @@
 
 package main
 
+import "slices"
+
 // A mode is what a client does with a connection.
 type mode string
 
@@ -45,27 +47,43 @@ var sizes = []struct {
 // storingFrom is the smallest body, in bytes, whose records are stored.
 const storingFrom = 256 << 10
 
+// A plan is what is to be measured.
+type plan struct {
+	protocols []string
+	quick     bool     // one connection and stream only, fewer requests
+	known     []result // these are there already
+}
+
+// knows says whether a measurement is there already.
+func (p *plan) knows(kernel, server, version string, sc scenario) bool {
+	sc.Requests = 0
+	return slices.ContainsFunc(p.known, func(r result) bool {
+		r.Requests = 0
+		return r.Kernel == kernel && r.Server == server && r.Version == version && r.scenario == sc
+	})
+}
+
 // scenarios returns what is measured of each server.
-func scenarios(protocols []string, quick bool) (all []scenario) {
+func (p *plan) scenarios() (all []scenario) {
 	shapes := []struct{ connections, streams int }{{1, 1}, {8, 1}, {1, 8}}
-	for _, protocol := range protocols {
+	for _, protocol := range p.protocols {
 		for _, size := range sizes {
 			for _, shape := range shapes {
-				if quick && shape != shapes[0] || protocol == "h1" && shape.streams > 1 {
+				if p.quick && shape != shapes[0] || protocol == "h1" && shape.streams > 1 {
 					continue
 				}
 				s := scenario{protocol, decrypting, size.body, shape.connections, shape.streams, size.requests}
 				if s.Body >= storingFrom {
 					s.Mode = storing
 				}
-				if quick {
+				if p.quick {
 					s.Requests /= 2
 				}
 				all = append(all, s)
 			}
 		}
 		s := scenario{protocol, handshaking, sizes[0].body, 1, 1, 160}
-		if quick {
+		if p.quick {
 			s.Requests /= 2
 		}
 		all = append(all, s)
