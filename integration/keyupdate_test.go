@@ -291,26 +291,27 @@ func TestKeyUpdateOpenSSL(t *testing.T) {
 			if err := get(0, func() error { return nil }); err != nil { // upgrades
 				t.Fatal(err)
 			}
+			if kernel.ulp && !canRekey(t) {
+				// One alone: what it sends after that meets a closed connection,
+				// and the reset may overtake the alert.
+				if err := get(1, func() error { return s.keyUpdate(true) }); err == nil {
+					t.Error("the answer to a KeyUpdate that can't be done is whole")
+				}
+				if err := s.awaitNote("alert internal error"); err != nil {
+					t.Error(err)
+				}
+				check(t, 0, 1, false)
+				return
+			}
 			for n := 1; n <= requests; n++ {
-				err := get(n, func() error {
+				if err := get(n, func() error {
 					for range updates {
 						if err := errors.Join(s.keyUpdate(true), s.keyUpdate(false)); err != nil {
 							return err
 						}
 					}
 					return nil
-				})
-				if kernel.ulp && !canRekey(t) {
-					if err == nil {
-						t.Error("the answer to a KeyUpdate that can't be done is whole")
-					}
-					if err := s.awaitNote("alert internal error"); err != nil {
-						t.Error(err)
-					}
-					check(t, 0, 1, false)
-					return
-				}
-				if err != nil {
+				}); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -96,10 +96,12 @@ func TestReason(t *testing.T) {
 	})
 	t.Run("key_limit", func(t *testing.T) { // in TLS 1.2 keys are for good
 		for _, proto := range []string{"h1", "h2"} {
-			tls12 := c.goClient(t, 3, proto, func(tr *http.Transport) { tr.TLSClientConfig.MaxVersion = tls.VersionTLS12 })
-			file(t, tls12, 3, "localhost", "key_limit")
-			uri := "/" + small.name + "?" + proto // that much may still be encrypted
-			tls12.get(t, c.url(3, uri)).isFile(t, small)
+			tls12 := func() *goClient {
+				return c.goClient(t, 3, proto, func(tr *http.Transport) { tr.TLSClientConfig.MaxVersion = tls.VersionTLS12 })
+			}
+			file(t, tls12(), 3, "localhost", "key_limit")
+			uri := "/" + small.name + "?" + proto // that much a key may encrypt
+			tls12().get(t, c.url(3, uri)).isFile(t, small)
 			c.tookFile(t, uri, small.size)
 		}
 	})
