@@ -28,6 +28,18 @@ uml_setup() {
 	build_initrd "$dir/base" "$dir/initrd.gz" gcm ccm ctr chacha chacha20poly1305 tls overlay loop
 }
 
+# Each page that a process of the guest touches is a mapping of the host's. At the
+# host's limit (65,530 by default, 256 MiB) page faults never end: the process
+# spins for good.
+UML_MAPPINGS=1048576
+
+uml_raise_mappings() {
+	local limit=/proc/sys/vm/max_map_count
+	[ "$(cat $limit)" -lt $UML_MAPPINGS ] || return 0
+	{ echo $UML_MAPPINGS >$limit || sudo -n sh -c "echo $UML_MAPPINGS >$limit"; } 2>/dev/null ||
+		echo "vm.max_map_count is $(cat $limit): programs that use much memory will hang; run 'sysctl -w vm.max_map_count=$UML_MAPPINGS' as root" >&2
+}
+
 # uml_command GUEST OUT: sets COMMAND to the program that boots the guest. The
 # host's root folder and OUT reach it through hostfs.
 uml_command() {
@@ -38,6 +50,7 @@ uml_command() {
 	if [ "${free:-0}" -lt "$mem" ] || [[ ,$options, == *,noexec,* ]]; then
 		ram=$LAB
 	fi
+	uml_raise_mappings
 	# shellcheck disable=SC2034,SC2054 # for the caller; the commas are meant
 	COMMAND=(env TMPDIR="$ram" LD_LIBRARY_PATH="$LAB/g" "$dir/linux.uml" mem="${mem}M" initrd="$dir/initrd.gz"
 		con=null con0=null,fd:1 con1=null,fd:1 console=tty0 loglevel=5 panic=-1 seccomp=auto
