@@ -43,7 +43,7 @@ type Handler struct {
 
 	// The smallest body, in bytes, that is worth a sendfile; smaller ones take
 	// exactly Caddy's own path. Values below 8192 count as 8192.
-	// Default: 131072.
+	// Default: 262144, and 131072 over HTTP/2.
 	MinSize int64 `json:"min_size,omitempty"`
 
 	// How much of a file is sent with one write, in bytes, from 65536 to
@@ -80,10 +80,14 @@ type Handler struct {
 	logger *zap.Logger
 }
 
-// defaultMinSize is the default of Handler.MinSize, in bytes: where sendfile costs
-// no more than the plain path, neither on a kept-alive connection nor with one
-// for each response. docs/min-size.md has what was measured on both sides.
-const defaultMinSize = 128 << 10
+// The defaults of Handler.MinSize, in bytes: where sendfile costs no more than the
+// plain path on any kernel, neither on a kept-alive connection nor with one for
+// each response. HTTP/2's plain path is the dearer one. docs/min-size.md has what
+// was measured on both sides.
+const (
+	defaultMinSize      = 256 << 10
+	defaultMinSizeHTTP2 = 128 << 10
+)
 
 // CaddyModule returns the Caddy module information.
 func (Handler) CaddyModule() caddy.ModuleInfo {
@@ -99,9 +103,6 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	h.logger = ctx.Logger()
 	if h.MinSize < 0 {
 		return fmt.Errorf("min_size: %d is negative", h.MinSize)
-	}
-	if h.MinSize == 0 {
-		h.MinSize = defaultMinSize
 	}
 	if h.Chunk == 0 {
 		h.Chunk = maxChunk
@@ -378,8 +379,20 @@ func (w *responseWriter) WriteHeader(status int) {
 	if n, err := strconv.ParseInt(h.Get("Content-Length"), 10, 64); err == nil && n >= 0 {
 		w.length = n
 	}
-	if w.http2 && w.length >= w.handler.MinSize && w.length >= minStandIn {
+	if w.http2 && w.length >= w.minSize() {
 		w.watch()
+	}
+}
+
+// minSize is the least body, in bytes, that is sent by sendfile.
+func (w *responseWriter) minSize() int64 {
+	switch n := w.handler.MinSize; {
+	case n > 0:
+		return max(n, minStandIn)
+	case w.http2:
+		return defaultMinSizeHTTP2
+	default:
+		return defaultMinSize
 	}
 }
 
@@ -452,7 +465,7 @@ func (w *responseWriter) plan(r io.Reader) *sending {
 		return refuse(reasonLength)
 	case !w.typed:
 		return refuse(reasonNoType)
-	case n < w.handler.MinSize || n < minStandIn:
+	case n < w.minSize():
 		return refuse(reasonTooSmall)
 	}
 	idle := w.idle

@@ -107,6 +107,29 @@ func TestMinSize(t *testing.T) {
 	}
 }
 
+// TestDefaultMinSize: over HTTP/2 sendfile pays for smaller bodies.
+func TestDefaultMinSize(t *testing.T) {
+	root := t.TempDir()
+	c := start(t, listener{wrappers: "ktls", sites: []site{{body: plainFiles(root, "ktls")}}})
+	for _, proto := range []string{"h1", "h2"} {
+		client := c.goClient(t, 0, proto)
+		least := map[string]int64{"h1": 256 * kib, "h2": 128 * kib}[proto]
+		for _, size := range []int64{least - 1, least} {
+			f, err := makeFile(root, fmt.Sprintf("%d.bin", size), size)
+			if err != nil {
+				t.Fatal(err)
+			}
+			uri := "/" + f.name + "?" + proto
+			client.get(t, c.url(0, uri)).isFile(t, f)
+			if size < least {
+				c.tookPlain(t, uri, "too_small")
+			} else {
+				c.tookFile(t, uri, size)
+			}
+		}
+	}
+}
+
 // TestChunk: however much goes with one write, all of the file arrives.
 func TestChunk(t *testing.T) {
 	chunks := []string{"64KiB", "100000", "1MiB", "2MiB"}
