@@ -294,6 +294,10 @@ func TestACMEOnDemand(t *testing.T) {
 					{sites: []site{{host: "*.example.com", body: plainFiles(www, directive)}}},
 				},
 			}.start(t)
+			// The first alone: Caddy makes its account at the CA meanwhile, and tries
+			// again after a minute only if it found half of one.
+			c.downloads(t, p, 0, "allowed.example.com")
+			before := c.upgraded()
 			var wg sync.WaitGroup
 			for n := range 6 {
 				host := fmt.Sprintf("allowed%d.example.com", n/2) // two clients for each
@@ -314,11 +318,9 @@ func TestACMEOnDemand(t *testing.T) {
 			for n := range 6 {
 				c.tookFile(t, fmt.Sprintf("/%s?%d", medium.name, n), medium.size)
 			}
-			if n := c.upgraded(); kernel.ulp && n != 6 {
+			if n := c.upgraded() - before; kernel.ulp && n != 6 {
 				t.Errorf("%d connections were upgraded", n)
 			}
-			c.downloads(t, p, 0, "allowed0.example.com")
-
 			for _, version := range versions {
 				var errs [2]string
 				for i := range errs {
@@ -338,7 +340,7 @@ func TestACMEOnDemand(t *testing.T) {
 			if kernel.ulp {
 				c.checkNoQueue(t)
 			}
-			c.downloads(t, p, 0, "allowed1.example.com")
+			c.downloads(t, p, 0, "allowed0.example.com")
 		})
 	}
 }
