@@ -34,6 +34,7 @@ type listener struct {
 	wrappers string // lines of listener_wrappers; none if empty
 	options  string // further lines of the servers option
 	bind     string // what to bind to; 127.0.0.1 if empty
+	port     int    // one that is free if 0
 	protos   string // "h1 h2" if empty
 	clear    bool   // HTTP without TLS
 	sites    []site // one with the defaults if none
@@ -88,8 +89,11 @@ func (s setup) start(t testing.TB) *caddy {
 		t.Fatal(err)
 	}
 	c := &caddy{setup: s, dir: dir, log: newJournal(), exit: make(chan error, 1), seen: map[string]int{}}
-	for range s.listeners {
-		c.ports = append(c.ports, freePort(t))
+	for _, ln := range s.listeners {
+		if ln.port == 0 {
+			ln.port = freePort(t)
+		}
+		c.ports = append(c.ports, ln.port)
 	}
 	config := filepath.Join(dir, "Caddyfile")
 	if err := os.WriteFile(config, []byte(c.caddyfile()), 0o644); err != nil {
@@ -104,7 +108,7 @@ func (s setup) start(t testing.TB) *caddy {
 	c.awaitLine(t, "serving initial configuration", func(l *line) bool { return l.Msg == "serving initial configuration" })
 	for i, ln := range s.listeners {
 		for j := range ln.sites {
-			if host := c.host(i, j); !ln.clear {
+			if host := c.host(i, j); !ln.clear && !strings.Contains(ln.sites[j].body, "on_demand") {
 				c.awaitLine(t, "certificate for "+host, func(l *line) bool {
 					return l.Msg == "added certificate to cache" && slices.Contains(l.Subjects, host)
 				})

@@ -13,6 +13,9 @@
 // Environment:
 //
 //	KTLS_H2SPEC    an h2spec to test with; TestH2spec is skipped if unset
+//	KTLS_PEBBLE, KTLS_CHALLTESTSRV
+//	               Pebble, an ACME CA, and its DNS server; the tests that get
+//	               certificates from it are skipped if unset
 //	KTLS_CADDY     a caddy binary to test; built from ../cmd/caddy if unset
 //	KTLS_REQUIRED  fail instead of skipping where the kernel has no kernel TLS
 //	KTLS_SLOW      the machine is emulated: smaller files, more patience

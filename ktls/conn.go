@@ -80,11 +80,15 @@ func (c *Conn) HandshakeContext(ctx context.Context) error {
 	c.version, c.suite = state.Version, state.CipherSuite
 	c.tap.handshakeDone(c.version, c.suite)
 	c.hsDone.Store(true)
-	if c.opts.UpgradeAtHandshake {
+	if c.opts.UpgradeAtHandshake && state.NegotiatedProtocol != acmeTLS {
 		c.Upgrade() //nolint:errcheck // OnUpgrade and UpgradeErr tell
 	}
 	return nil
 }
+
+// acmeTLS is the protocol of connections that validate a name for an ACME CA:
+// they carry no data, and end with their handshake (RFC 8737, section 4).
+const acmeTLS = "acme-tls/1"
 
 // ConnectionState is that of the TLS connection.
 func (c *Conn) ConnectionState() tls.ConnectionState { return c.tls.ConnectionState() }

@@ -355,6 +355,23 @@ func TestUpgradeAtHandshakeRefused(t *testing.T) {
 	checkServes(t, l, client)
 }
 
+// TestUpgradeAtHandshakeOfChallenge: a connection of an ACME CA ends with its
+// handshake, and isn't moved before.
+func TestUpgradeAtHandshakeOfChallenge(t *testing.T) {
+	for _, proto := range []string{"acme-tls/1", "http/1.1"} {
+		t.Run(proto, func(t *testing.T) {
+			config := testServerConfig(t)
+			config.NextProtos = []string{proto}
+			l := setup{config: config, opts: Options{Features: new(Features), UpgradeAtHandshake: true}}.connect(t)
+			client := l.withGo(&tls.Config{NextProtos: []string{proto}})
+			if tried := len(l.upgrades()); tried != map[string]int{"http/1.1": 1}[proto] {
+				t.Errorf("%d upgrades were tried", tried)
+			}
+			checkServes(t, l, client)
+		})
+	}
+}
+
 func TestUpgradeRefusedAfterClose(t *testing.T) {
 	l := setup{opts: Options{Features: canEverything()}}.connect(t)
 	l.withGo(nil)

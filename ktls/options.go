@@ -12,8 +12,8 @@ type Options struct {
 	Features *Features
 
 	// UpgradeAtHandshake moves a connection into the kernel as soon as its
-	// handshake is complete. Default: false, the caller decides with
-	// [Conn.Upgrade]. A refusal isn't an error of the handshake: the
+	// handshake is complete, unless that was all of it, for an ACME challenge
+	// (RFC 8737). Default: false, the caller decides with [Conn.Upgrade]. A refusal isn't an error of the handshake: the
 	// connection stays with crypto/tls.
 	UpgradeAtHandshake bool
 
