@@ -294,8 +294,9 @@ func TestACMEOnDemand(t *testing.T) {
 					{sites: []site{{host: "*.example.com", body: plainFiles(www, directive)}}},
 				},
 			}.start(t)
-			// The first alone: Caddy makes its account at the CA meanwhile, and tries
-			// again after a minute only if it found half of one.
+			// The first alone makes the account at the CA. Of several at once, one may
+			// find another's half made and take its name, default, for an address
+			// (Caddy v2.11.9): the CA refuses, and Caddy waits for a minute.
 			c.downloads(t, p, 0, "allowed.example.com")
 			before := c.upgraded()
 			var wg sync.WaitGroup
