@@ -158,7 +158,7 @@ func currentStatus() (*status, error) {
 		Connections: []connectionCount{},
 		Responses:   []responseCount{},
 		Rekeys:      map[string]int64{},
-		Last:        lastReasons.all(),
+		Last:        lastReasons(),
 	}
 	bytes := map[[2]string]int64{}
 	for _, family := range families {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -95,7 +96,7 @@ func countUpgrade(info ktls.Info, err error) {
 		if reason == ktls.ReasonClosed {
 			detail = "" // may have the client's address
 		}
-		lastReasons.note("connection", reason, detail)
+		noteRefusal(reason, detail)
 	}
 	cipher := "other"
 	if info.Cipher != 0 {
@@ -159,25 +160,60 @@ func countHandshake(begin time.Time, err error) {
 	metrics.handshakes.WithLabelValues(result).Observe(time.Since(begin).Seconds())
 }
 
-// countResponse counts a response with n body bytes.
-func countResponse(path, reason string, n int64) {
-	label := reason
-	if strings.HasPrefix(reason, reasonUnknown) {
-		label = strings.TrimSuffix(reasonUnknown, ":") // types aren't bounded
-	}
-	metrics.responses.WithLabelValues(path, label).Inc()
-	metrics.bytes.WithLabelValues(path, label).Add(float64(n))
-	if reason != "" {
-		detail, _ := strings.CutPrefix(reason, label+":")
-		if detail == reason {
-			detail = ""
-		}
-		lastReasons.note("response", label, detail)
-	}
+// series is what is counted of the responses with one path and reason.
+type series struct {
+	label     string // of the reason
+	detail    string
+	responses prometheus.Counter
+	bytes     prometheus.Counter
+	last      atomic.Int64 // Unix time in ns
 }
 
-// lastReasons remembers when each reason was given last, for the admin API.
-var lastReasons = reasonLog{entries: map[[2]string]lastReason{}}
+// responseSeries has one for each path and reason so far: looked at for every
+// response, and copied to add to it, which ends soon.
+var responseSeries struct {
+	mu      sync.Mutex // of who adds
+	entries atomic.Pointer[map[[2]string]*series]
+}
+
+// countOf is the entry for responses with this path and reason.
+func countOf(path, reason string) *series {
+	key, m := [2]string{path, reason}, &responseSeries
+	if entries := m.entries.Load(); entries != nil {
+		if c := (*entries)[key]; c != nil {
+			return c
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	entries := map[[2]string]*series{}
+	if old := m.entries.Load(); old != nil {
+		maps.Copy(entries, *old)
+	}
+	c := entries[key]
+	if c == nil {
+		c = &series{label: reason}
+		if kind := strings.TrimSuffix(reasonUnknown, ":"); strings.HasPrefix(reason, reasonUnknown) {
+			c.label = kind // types aren't bounded by us
+			c.detail = strings.TrimPrefix(reason, reasonUnknown)
+		}
+		c.responses = metrics.responses.WithLabelValues(path, c.label)
+		c.bytes = metrics.bytes.WithLabelValues(path, c.label)
+		entries[key] = c
+		m.entries.Store(&entries)
+	}
+	return c
+}
+
+// countResponse counts a response with n body bytes.
+func countResponse(path, reason string, n int64) {
+	c := countOf(path, reason)
+	c.responses.Inc()
+	c.bytes.Add(float64(n))
+	if reason != "" {
+		c.last.Store(time.Now().UnixNano())
+	}
+}
 
 // lastReason is the last time that something took the slower way.
 type lastReason struct {
@@ -187,20 +223,37 @@ type lastReason struct {
 	Detail string    `json:"detail,omitempty"`
 }
 
-type reasonLog struct {
+// refusals remembers when a connection was last refused for each reason.
+var refusals struct {
 	mu      sync.Mutex
-	entries map[[2]string]lastReason // as many as there are reasons
+	entries map[string]lastReason
 }
 
-func (l *reasonLog) note(what, reason, detail string) {
-	l.mu.Lock()
-	l.entries[[2]string{what, reason}] = lastReason{time.Now(), what, reason, detail}
-	l.mu.Unlock()
+func noteRefusal(reason, detail string) {
+	refusals.mu.Lock()
+	defer refusals.mu.Unlock()
+	if refusals.entries == nil {
+		refusals.entries = map[string]lastReason{}
+	}
+	refusals.entries[reason] = lastReason{time.Now(), "connection", reason, detail}
 }
 
-// all returns the entries, the latest first.
-func (l *reasonLog) all() []lastReason {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.SortedFunc(maps.Values(l.entries), func(a, b lastReason) int { return b.Time.Compare(a.Time) })
+// lastReasons tells when each reason was given last, for the admin API; the
+// latest first.
+func lastReasons() []lastReason {
+	refusals.mu.Lock()
+	list := slices.Collect(maps.Values(refusals.entries))
+	refusals.mu.Unlock()
+	latest := map[string]lastReason{} // several types of unknown writers are one reason
+	if entries := responseSeries.entries.Load(); entries != nil {
+		for _, c := range *entries {
+			ns := c.last.Load()
+			if at := time.Unix(0, ns); ns != 0 && at.After(latest[c.label].Time) {
+				latest[c.label] = lastReason{at, "response", c.label, c.detail}
+			}
+		}
+	}
+	list = slices.AppendSeq(list, maps.Values(latest))
+	slices.SortFunc(list, func(a, b lastReason) int { return b.Time.Compare(a.Time) })
+	return list
 }
