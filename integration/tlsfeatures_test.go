@@ -26,6 +26,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -78,7 +79,7 @@ type visit struct {
 	dial   func(i int) (net.Conn, error)
 	want   []string // each must be in what is seen
 	plain  string   // why the file doesn't go by sendfile, if it mustn't
-	handed int      // with plain: connections that the kernel gets all the same
+	handed int      // connections that the kernel gets though they serve no file by sendfile
 }
 
 // visited is the file that visits ask for.
@@ -200,9 +201,9 @@ func (c *caddy) see(t *testing.T, i int, v visit) (seen string, state tls.Connec
 			fmt.Fprintf(&b, "%s: %s\n", host, plainError(err))
 			return b.String(), state, lines
 		}
-		if a.status == http.StatusPermanentRedirect { // by http_redirect, which no access log tells of
+		if a.status == http.StatusPermanentRedirect { // by http_redirect, which tells no access log and leaves the connection open
 			fmt.Fprintf(&b, "%s: %s\n", host, describe(a, nil))
-			continue
+			return b.String(), state, lines
 		}
 		l := c.responseTo(t, "X-Id", id)
 		lines = append(lines, l)
@@ -222,7 +223,10 @@ func (c *caddy) see(t *testing.T, i int, v visit) (seen string, state tls.Connec
 // in which the system tells that the peer has gone.
 func plainError(err error) string {
 	var op *net.OpError
-	if errors.As(err, &op) && op.Op != "remote error" {
+	switch {
+	case errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE):
+		return "reset"
+	case errors.As(err, &op) && op.Op != "remote error":
 		return op.Op + ": " + op.Err.Error()
 	}
 	return fmt.Sprint(err)
@@ -390,7 +394,10 @@ func TestStrictSNIHost(t *testing.T) {
 		{"off with client_auth", "strict_sni_host insecure_off", withAuth, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			c := start(t, threefold("WRAPPER", listener{options: test.options, sites: test.sites})...)
+			c := setup{
+				listeners: threefold("WRAPPER", listener{options: test.options, sites: test.sites}),
+				global:    "default_sni localhost",
+			}.start(t)
 			fronted, clean := []string{" 200 "}, "at the end: EOF"
 			if test.strict {
 				fronted = []string{" 421 "}
@@ -405,7 +412,7 @@ func TestStrictSNIHost(t *testing.T) {
 					{name: "same, other case, port", hosts: []string{"LOCALHOST:443"}, want: []string{" 200 ", end}},
 					{name: "fronted", hosts: []string{"other.localhost"}, want: append(fronted, end)},
 					{name: "fronted later", hosts: []string{"localhost", "localhost", "other.localhost"}, want: append(fronted, " 200 ", end)},
-					{name: "no SNI", sni: " ", hosts: []string{"localhost"}},
+					{name: "no SNI", sni: " ", hosts: []string{"localhost"}, want: append(fronted, end)},
 				} {
 					v.alpn = alpn
 					t.Run(v.name+" "+alpn, func(t *testing.T) { c.compare(t, v) })
@@ -460,7 +467,7 @@ func TestPoliciesBySNI(t *testing.T) {
 		{name: "h1, h2 offered", sni: "h1.localhost", alpn: "h2", want: []string{"remote error: tls: no application protocol"}},
 		{name: "h1, no ALPN", sni: "h1.localhost", want: []string{`alpn=""`, "HTTP/1.1 200 "}},
 		{name: "h2", sni: "h2.localhost", alpn: both, want: []string{`alpn="h2"`, "HTTP/2.0 200 "}},
-		{name: "h2, h1 offered", sni: "h2.localhost", alpn: "http/1.1"}, // Go lets that pass
+		{name: "h2, h1 offered", sni: "h2.localhost", alpn: "http/1.1", want: []string{`alpn=""`, "HTTP/1.1 200 "}}, // Go lets that pass
 		{name: "h2, other offered", sni: "h2.localhost", alpn: "spdy/3", want: []string{"remote error: tls: no application protocol"}},
 		{name: "old", sni: "old.localhost", alpn: both, want: []string{"TLS 1.2", "HTTP/2.0 200 "}},
 		{name: "old, new offered", sni: "old.localhost", config: onlyNew, want: []string{"remote error: tls: protocol version not supported"}},
@@ -490,7 +497,7 @@ func TestPoliciesBySNI(t *testing.T) {
 		{name: "upper case", sni: "P384.LOCALHOST", alpn: "http/1.1", want: []string{"curve=CurveP384 ", " 200 "}},
 		{name: "unknown name", sni: "example.org", alpn: both, config: func(config *tls.Config) { config.InsecureSkipVerify = true },
 			want: []string{"remote error: tls: internal error"}},
-		{name: "no name", sni: " ", alpn: both},
+		{name: "no name", sni: " ", alpn: both, want: []string{"remote error: tls: internal error"}},
 	} {
 		t.Run(v.name, func(t *testing.T) { c.compare(t, v) })
 	}
@@ -661,7 +668,7 @@ func TestEncryptedClientHello(t *testing.T) {
 			{name: "accepted, retried", config: ech(func(config *tls.Config) { config.CurvePreferences = []tls.CurveID{tls.CurveP384, tls.CurveP256} }),
 				want: append(accepted, "curve=CurveP256 ")},
 			{name: "none", want: []string{"ech=false certificate=", `"ech":false`, " 200 "}},
-			{name: "none, TLS 1.2", config: func(config *tls.Config) { config.MaxVersion = tls.VersionTLS12 }},
+			{name: "none, TLS 1.2", config: func(config *tls.Config) { config.MaxVersion = tls.VersionTLS12 }, want: []string{"TLS 1.2", " 200 "}},
 		} {
 			v.alpn, v.sni = alpn, "hidden.localhost"
 			t.Run(v.name+"/"+alpn, func(t *testing.T) { c.compare(t, v) })
