@@ -221,6 +221,17 @@ func freePorts(t *testing.T, n int) int {
 	return 0
 }
 
+// role says which of threefold's listeners a server of the JSON config is.
+func role(server map[string]any) int {
+	switch wrappers := fmt.Sprint(server["listener_wrappers"]); {
+	case strings.Contains(wrappers, "upgrade:handshake"):
+		return 1
+	case strings.Contains(wrappers, "wrapper:ktls"):
+		return 0
+	}
+	return 2
+}
+
 // TestListenAddresses: one server on several addresses, of both families, on a
 // range of ports and on a Unix socket.
 func TestListenAddresses(t *testing.T) {
@@ -245,13 +256,7 @@ func TestListenAddresses(t *testing.T) {
 			servers := config["apps"].(map[string]any)["http"].(map[string]any)["servers"].(map[string]any)
 			for _, server := range servers {
 				server := server.(map[string]any)
-				i := 2
-				switch text := fmt.Sprint(server["listener_wrappers"]); {
-				case strings.Contains(text, "handshake"):
-					i = 1
-				case strings.Contains(text, "ktls"):
-					i = 0
-				}
+				i := role(server)
 				_, port, err := net.SplitHostPort(server["listen"].([]any)[0].(string))
 				if err != nil {
 					t.Fatal(err)
