@@ -525,6 +525,53 @@ func (s *oneSession) Put(_ string, state *tls.ClientSessionState) {
 	}
 }
 
+// TestSessionsAcrossPolicies: a session that began under one policy is offered
+// under another. What stock Caddy resumes is resumed and offloaded; what it
+// doesn't, above all where a certificate is asked for, isn't.
+func TestSessionsAcrossPolicies(t *testing.T) {
+	_, pool := identity(t)
+	c := start(t, threefold("WRAPPER", listener{sites: []site{
+		{"localhost", tellingTLS()},
+		{"auth.localhost", tellingTLS("tls {", "client_auth {", "mode require_and_verify", "trust_pool file "+pool, "}", "}")},
+		{"p384.localhost", tellingTLS("tls {", "curves secp384r1", "}")},
+		{"new.localhost", tellingTLS("tls {", "protocols tls1.3", "}")},
+		{"chacha.localhost", tellingTLS("tls {", "ciphers TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256", "}")},
+	}})...)
+	for _, version := range versions {
+		old := version.number == tls.VersionTLS12
+		var sessions [3]oneSession
+		i := 0
+		v := visit{name: "begin " + version.name, alpn: "http/1.1", want: []string{" 200 "}, config: func(config *tls.Config) {
+			config.MaxVersion, config.ClientSessionCache = version.number, &sessions[i%3]
+			config.InsecureSkipVerify = true // else the client itself minds the name
+			i++
+		}}
+		c.compare(t, v)
+		for i := range sessions {
+			if sessions[i].frozen = true; sessions[i].state == nil {
+				t.Fatalf("no session from listener %d", i)
+			}
+		}
+		for sni, want := range map[string]string{
+			"localhost": "resumed=true", "p384.localhost": "resumed=true", "new.localhost": "resumed=true", "chacha.localhost": "resumed=true",
+			"auth.localhost": "remote error: tls: certificate required",
+		} {
+			switch {
+			case old && sni == "auth.localhost":
+				want = "remote error: tls: handshake failure"
+			case old && sni == "new.localhost":
+				want = "remote error: tls: protocol version not supported"
+			case old && sni == "chacha.localhost":
+				want = "resumed=false"
+			}
+			t.Run(version.name+"/"+sni, func(t *testing.T) {
+				v.name, v.sni, v.want = version.name, sni, []string{want}
+				c.compare(t, v)
+			})
+		}
+	}
+}
+
 // withTicketKeys is threefold with ticket keys in the storage, two of them, with
 // a new one each interval.
 func withTicketKeys(interval string) setup {
