@@ -142,6 +142,30 @@ func TestProxyProtocolPolicies(t *testing.T) {
 	}
 }
 
+// TestProxyProtocolOnUnixSocket: whoever connects to the socket is believed. Files
+// go Caddy's way.
+func TestProxyProtocolOnUnixSocket(t *testing.T) {
+	socket := func(i int) string { return filepath.Join(scratch, fmt.Sprintf("proxied%d.sock", i)) }
+	c := setup{
+		listeners: threefold("proxy_protocol\ntls\nWRAPPER", listener{sites: []site{{body: tellingTLS()}}}),
+		patch: func(config map[string]any) {
+			for _, server := range config["apps"].(map[string]any)["http"].(map[string]any)["servers"].(map[string]any) {
+				server := server.(map[string]any)
+				server["listen"] = []string{"unix/" + socket(role(server))}
+			}
+		},
+	}.start(t)
+	for _, alpn := range []string{"http/1.1", "h2"} {
+		c.compare(t, visit{
+			name: alpn, alpn: alpn, plain: "not_tcp", want: []string{`"remote_ip":"192.0.2.1","remote_port":"4433"`, " 200 "},
+			dial: func(i int) (net.Conn, error) {
+				conn, err := net.Dial("unix", socket(i))
+				return &pieces{Conn: conn, before: proxyV1}, err
+			},
+		})
+	}
+}
+
 // TestWrappersBefore: two of Caddy's wrappers before TLS, in either order. HTTP is
 // redirected, or answered, as it is without ours.
 func TestWrappersBefore(t *testing.T) {
