@@ -740,7 +740,8 @@ func TestEncryptedClientHello(t *testing.T) {
 		other[2+4] ^= 0xff // the config's identifier: a key that the server doesn't have
 		var retry [3][]byte
 		for i := range retry {
-			conn := tls.Client(c.dial(t, i), tlsConfig(t, func(config *tls.Config) {
+			tcp := c.dial(t, i)
+			conn := tls.Client(tcp, tlsConfig(t, func(config *tls.Config) {
 				config.ServerName, config.EncryptedClientHelloConfigList = "hidden.localhost", other
 			}))
 			var rejection *tls.ECHRejectionError
@@ -748,6 +749,7 @@ func TestEncryptedClientHello(t *testing.T) {
 				t.Fatalf("listener %d: %v, want a rejection", i, err)
 			}
 			retry[i] = rejection.RetryConfigList
+			readToEnd(t, tcp) // to the server it was a handshake like others
 			c.compare(t, visit{
 				name: fmt.Sprint("retry", i), alpn: "http/1.1", sni: "hidden.localhost", want: accepted,
 				config: func(config *tls.Config) { config.EncryptedClientHelloConfigList = retry[i] },
