@@ -96,7 +96,7 @@ func (r *reloads) load(t *testing.T, how string) {
 	r.loaded++
 	n := r.loaded
 	next := &caddy{setup: setup{listeners: []listener{r.listener(n)}}, dir: r.dir, ports: r.ports}
-	config := next.caddyfile()
+	config := strings.Replace(next.caddyfile(), "\tdebug\n", "", 1) // too many lines
 	path := filepath.Join(r.dir, "Caddyfile")
 	switch how {
 	case "api":
@@ -303,11 +303,20 @@ func TestReloads(t *testing.T) {
 				}
 			})
 			t.Logf("%d reloads, %d answers; without an answer: %v", r.loaded, r.served, r.notBegun)
+			for _, known := range []string{"EOF", "connection reset by peer", "broken pipe", "internal error"} {
+				delete(r.notBegun, known)
+			}
+			if len(r.notBegun) > 0 || r.served == 0 {
+				t.Errorf("%d answers; requests failed with %v", r.served, r.notBegun)
+			}
 			r.awaitFootprint(t, before)
-			each := (r.heap(t) - heap) / int64(r.loaded-len(r.variants))
-			t.Logf("bytes of heap for each reload: %d", each)
-			if each > 64*kib {
-				t.Errorf("each reload costs %d bytes of heap", each)
+			// What a configuration leaves on the heap goes in a minute or so, with stock
+			// Caddy too; servers and connections that stayed would be more.
+			loads := int64(r.loaded - len(r.variants))
+			grown := r.heap(t) - heap
+			t.Logf("the heap grew by %d bytes in %d reloads", grown, loads)
+			if grown > 4*mib+32*kib*loads {
+				t.Errorf("the heap grew by %d bytes in %d reloads", grown, loads)
 			}
 		})
 	}
