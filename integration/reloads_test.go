@@ -89,8 +89,8 @@ func (r *reloads) listener(n int) listener {
 	return l
 }
 
-// load loads the next configuration, each time in another of Caddy's ways, and
-// waits until it answers.
+// load loads the next configuration, in one of Caddy's ways ("api", "command" or
+// "signal"), and waits until it answers.
 func (r *reloads) load(t *testing.T, how string) {
 	t.Helper()
 	r.loaded++
@@ -484,6 +484,17 @@ func TestHandedOverSocket(t *testing.T) {
 	checkBody(t, "what was being sent", n, got, large.size, large.sum)
 	first.tookFile(t, "/"+large.name, large.size)
 	first.awaitExit(t)
+
+	config, err := os.ReadFile(filepath.Join(second.dir, "caddy.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.admin(t, "POST", "/load", "application/json", strings.Replace(string(config), `"wrapper":"ktls"`, `"wrapper":"ktls","upgrade":"handshake"`, 1))
+	eventually(t, "the new configuration serves on the same socket", func() bool {
+		a, err := client.do(newRequest(t, "GET", second.url(0, "/"+tiny.name)))
+		new := second.log.count(func(l *line) bool { return l.isUpgrade() && l.Upgrade == "handshake" })
+		return err == nil && a.sum == tiny.sum && (new > 0 || !kernel.ulp)
+	})
 	uri = "/" + medium.name + "?alone"
 	get(second, uri)
 	second.tookFile(t, uri, medium.size)
