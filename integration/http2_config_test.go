@@ -134,20 +134,6 @@ func TestHTTP2Memory(t *testing.T) {
 	var each [2]int64
 	for i, l := range []listener{{wrappers: "ktls"}, {sites: []site{{body: plainFiles(www)}}}} {
 		c := start(t, l)
-		// heap is what is in use on it.
-		heap := func() (n int64) {
-			for range 2 { // pools live for two collections
-				profile := c.admin(t, "GET", "/debug/pprof/heap?gc=1&debug=1", "", "")
-				_, text, ok := strings.Cut(profile, "# HeapAlloc = ")
-				if !ok {
-					t.Fatal("no HeapAlloc in the profile")
-				}
-				if _, err := fmt.Sscan(text, &n); err != nil {
-					t.Fatal(err)
-				}
-			}
-			return n
-		}
 		get := func() {
 			uri := "/" + medium.name
 			h := c.dialHTTP2(t, 0, h2options{window: 1 << 20, settings: []http2.Setting{windowSize(1 << 20)}})
@@ -158,11 +144,11 @@ func TestHTTP2Memory(t *testing.T) {
 			h.ping(t, [8]byte{1})
 		}
 		get() // what is made once
-		before := heap()
+		before := c.heap(t)
 		for range conns {
 			get()
 		}
-		each[i] = (heap() - before) / int64(conns)
+		each[i] = (c.heap(t) - before) / int64(conns)
 	}
 	t.Logf("bytes for each connection: %d, with stock Caddy %d", each[0], each[1])
 	if each[0] > each[1]+most {

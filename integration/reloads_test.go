@@ -89,14 +89,14 @@ func (r *reloads) listener(n int) listener {
 	return l
 }
 
-// load loads the next configuration, each time in another of Caddy's ways, and
-// waits until it answers.
+// load loads the next configuration, in one of Caddy's ways ("api", "command" or
+// "signal"), and waits until it answers.
 func (r *reloads) load(t *testing.T, how string) {
 	t.Helper()
 	r.loaded++
 	n := r.loaded
 	next := &caddy{setup: setup{listeners: []listener{r.listener(n)}}, dir: r.dir, ports: r.ports}
-	config := next.caddyfile()
+	config := strings.Replace(next.caddyfile(), "\tdebug\n", "", 1) // too many lines
 	path := filepath.Join(r.dir, "Caddyfile")
 	switch how {
 	case "api":
@@ -303,11 +303,20 @@ func TestReloads(t *testing.T) {
 				}
 			})
 			t.Logf("%d reloads, %d answers; without an answer: %v", r.loaded, r.served, r.notBegun)
+			for _, known := range []string{"EOF", "connection reset by peer", "broken pipe", "internal error"} {
+				delete(r.notBegun, known)
+			}
+			if len(r.notBegun) > 0 || r.served == 0 {
+				t.Errorf("%d answers; requests failed with %v", r.served, r.notBegun)
+			}
 			r.awaitFootprint(t, before)
-			each := (r.heap(t) - heap) / int64(r.loaded-len(r.variants))
-			t.Logf("bytes of heap for each reload: %d", each)
-			if each > 64*kib {
-				t.Errorf("each reload costs %d bytes of heap", each)
+			// What a configuration leaves on the heap goes in a minute or so, with stock
+			// Caddy too; servers and connections that stayed would be more.
+			loads := int64(r.loaded - len(r.variants))
+			grown := r.heap(t) - heap
+			t.Logf("the heap grew by %d bytes in %d reloads", grown, loads)
+			if grown > 4*mib+32*kib*loads {
+				t.Errorf("the heap grew by %d bytes in %d reloads", grown, loads)
 			}
 		})
 	}
@@ -475,6 +484,17 @@ func TestHandedOverSocket(t *testing.T) {
 	checkBody(t, "what was being sent", n, got, large.size, large.sum)
 	first.tookFile(t, "/"+large.name, large.size)
 	first.awaitExit(t)
+
+	config, err := os.ReadFile(filepath.Join(second.dir, "caddy.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	second.admin(t, "POST", "/load", "application/json", strings.Replace(string(config), `"wrapper":"ktls"`, `"wrapper":"ktls","upgrade":"handshake"`, 1))
+	eventually(t, "the new configuration serves on the same socket", func() bool {
+		a, err := client.do(newRequest(t, "GET", second.url(0, "/"+tiny.name)))
+		new := second.log.count(func(l *line) bool { return l.isUpgrade() && l.Upgrade == "handshake" })
+		return err == nil && a.sum == tiny.sum && (new > 0 || !kernel.ulp)
+	})
 	uri = "/" + medium.name + "?alone"
 	get(second, uri)
 	second.tookFile(t, uri, medium.size)
