@@ -32,8 +32,7 @@ func TestChromium(t *testing.T) {
 		"header *.ttf Content-Type font/ttf", "header *.webm Content-Type video/webm")}}})
 	upgrades := countUpgrades(t)
 	b := startChromium(t)
-	b.call(t, nil, "Page.navigate", map[string]any{"url": c.url(0, "/")})
-	b.await(t, func(e *event) bool { return e.Method == "Page.loadEventFired" })
+	b.open(t, c.url(0, "/"))
 
 	uris := slices.Sorted(maps.Keys(page.files))
 	video := page.files["/video.webm"]

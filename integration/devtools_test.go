@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -112,6 +113,9 @@ func (b *chromium) stop(t *testing.T) {
 	b.stopped = true
 	b.page = ""
 	b.send(t, "Browser.close", nil)
+	// What nobody reads must not keep it from going.
+	_ = b.from.SetReadDeadline(time.Time{})
+	go func() { _, _ = io.Copy(io.Discard, b.from) }()
 	ended := time.AfterFunc(patience, func() { b.cmd.Process.Kill() })
 	err := b.cmd.Wait()
 	ended.Stop()
@@ -166,15 +170,21 @@ func (b *chromium) call(t *testing.T, result any, method string, params map[stri
 	}
 }
 
-// await returns the first event that match accepts, once it is there.
-func (b *chromium) await(t *testing.T, match func(*event) bool) event {
+// open goes to a page and waits until it is loaded, with all that belongs to it.
+func (b *chromium) open(t *testing.T, url string) {
 	t.Helper()
-	for next := 0; ; next++ {
+	next := len(b.events)
+	var result struct{ ErrorText string }
+	b.call(t, &result, "Page.navigate", map[string]any{"url": url})
+	if result.ErrorText != "" {
+		t.Fatalf("chromium: %s: %s", url, result.ErrorText)
+	}
+	for ; ; next++ {
 		for next == len(b.events) {
 			b.receive(t)
 		}
-		if match(&b.events[next]) {
-			return b.events[next]
+		if b.events[next].Method == "Page.loadEventFired" {
+			return
 		}
 	}
 }

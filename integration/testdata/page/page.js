@@ -45,7 +45,11 @@ async function play(video) {
 
 // report is what the page, once loaded, makes of all that it is made of.
 async function report(times, uris, ranges) {
+	await document.fonts.ready;
 	const video = document.querySelector("video");
+	if (video.error) {
+		throw new Error(video.error.message);
+	}
 	if (video.readyState < HTMLMediaElement.HAVE_CURRENT_DATA) {
 		await event(video, "loadeddata");
 	}
