@@ -69,6 +69,7 @@ func (c *caddy) challenges(challenge string) int {
 // TestACMEHTTP: the first certificate, by HTTP-01 through a listener with the
 // wrapper, and downloads with it.
 func TestACMEHTTP(t *testing.T) {
+	notEmulated(t)
 	port := freePort(t)
 	p := startPebble(t, pebbleConfig{HTTPPort: port})
 	const host = "www.example.com"
@@ -88,6 +89,7 @@ func TestACMEHTTP(t *testing.T) {
 // that it is for. What the CA sees of the challenge's connections is what stock
 // Caddy shows it, and none of them is given to the kernel.
 func TestACMETLSALPN(t *testing.T) {
+	notEmulated(t)
 	var stock []string
 	for _, test := range []struct{ name, wrappers string }{
 		{"stock", ""},
@@ -201,6 +203,7 @@ func (r *relay) recorded(t *testing.T) []string {
 // TestACMERenewal: files that are being sent, and connections that are open,
 // outlive the certificate that they began with.
 func TestACMERenewal(t *testing.T) {
+	notEmulated(t)
 	port := freePort(t)
 	p := startPebble(t, pebbleConfig{TLSPort: port, Validity: 10 * time.Minute})
 	const host = "www.example.com"
@@ -274,6 +277,7 @@ func TestACMERenewal(t *testing.T) {
 // needs it, by a challenge through the same listener. If but one handshake may
 // compute at a time, those that wait don't keep the challenge's out.
 func TestACMEOnDemand(t *testing.T) {
+	notEmulated(t)
 	for _, upgrade := range []string{"lazy", "handshake"} {
 		t.Run(upgrade, func(t *testing.T) {
 			port := freePort(t)
@@ -349,6 +353,7 @@ func TestACMEOnDemand(t *testing.T) {
 // TestOnDemandTimeout: who has to wait for a certificate longer than a handshake
 // may take is sent away as stock Caddy does it. The next finds the certificate.
 func TestOnDemandTimeout(t *testing.T) {
+	notEmulated(t)
 	hosts := []string{"slow0.example.com", "slow1.example.com"}
 	asked, answer := make(chan string, 10), map[string]chan bool{}
 	for _, host := range hosts {
@@ -405,6 +410,7 @@ func TestOnDemandTimeout(t *testing.T) {
 
 // TestOCSPStapling: clients get the same staple, or none, as from stock Caddy.
 func TestOCSPStapling(t *testing.T) {
+	notEmulated(t)
 	port := freePort(t)
 	responder := httptest.NewUnstartedServer(nil)
 	defer responder.Close()

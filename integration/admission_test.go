@@ -69,6 +69,7 @@ func (c *caddy) checkNoQueue(t *testing.T) {
 // TestMaxHandshakes: with a bound, and many more handshakes at once, all of them
 // get through and are upgraded.
 func TestMaxHandshakes(t *testing.T) {
+	notEmulated(t)
 	c := start(t,
 		listener{wrappers: "ktls {\n\tmax_handshakes 1\n}"},
 		listener{wrappers: "ktls {\n\tupgrade handshake\n\tmax_handshakes 2\n}"},
@@ -136,6 +137,7 @@ func TestMaxHandshakes(t *testing.T) {
 // more than may compute at once and at whatever point of it, hold up nobody.
 // Their time ends as ever.
 func TestMaxHandshakesHalfOpen(t *testing.T) {
+	notEmulated(t)
 	needKTLS(t)
 	c := start(t, listener{wrappers: "ktls {\n\tmax_handshakes 1\n\thandshake_timeout 3s\n}"})
 	c.goClient(t, 0, "h1", fresh(func(*tls.Config) {})).get(t, c.url(0, "/"+tiny.name)).isFile(t, tiny)
@@ -195,6 +197,7 @@ func (c *mutedConn) Close() error { return nil } // nor does it say goodbye
 // TestMaxHandshakesTimeout: connections that wait too long in the queue are
 // closed, counted and logged, and leave nothing behind.
 func TestMaxHandshakesTimeout(t *testing.T) {
+	notEmulated(t)
 	needKTLS(t)
 	c := start(t, listener{wrappers: "ktls {\n\tmax_handshakes 1\n\thandshake_timeout 100ms\n}", sites: []site{{body: files(rsaCertificate(t, 4096))}}})
 	c.status(t)
@@ -246,6 +249,7 @@ func TestMaxHandshakesTimeout(t *testing.T) {
 // TestMaxHandshakesCertificate: a handshake that waits for its certificate to be
 // obtained holds up nobody.
 func TestMaxHandshakesCertificate(t *testing.T) {
+	notEmulated(t)
 	asked, answer := make(chan bool, 1), make(chan bool)
 	ask := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked <- true
@@ -291,6 +295,7 @@ func TestMaxHandshakesCertificate(t *testing.T) {
 
 // TestMaxHandshakesReload: a new config while handshakes wait in a queue.
 func TestMaxHandshakesReload(t *testing.T) {
+	notEmulated(t)
 	needKTLS(t)
 	c := start(t, listener{wrappers: "ktls {\n\tmax_handshakes 1\n}", sites: []site{{body: files(rsaCertificate(t, 4096))}}})
 	get := func() (config string, err error) {

@@ -35,6 +35,7 @@ func readLines(t *testing.T, path string) map[string]bool {
 
 // TestExampleAdapts: the example is a config of ours.
 func TestExampleAdapts(t *testing.T) {
+	notEmulated(t)
 	example, err := filepath.Abs("../examples/Caddyfile")
 	if err != nil {
 		t.Fatal(err)
@@ -80,6 +81,7 @@ func TestDirectiveOrder(t *testing.T) {
 
 // TestConfigErrors: what is wrong in a Caddyfile is named, with its line.
 func TestConfigErrors(t *testing.T) {
+	notEmulated(t)
 	for _, test := range []struct {
 		name    string
 		wrapper string // on line 4

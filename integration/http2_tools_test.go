@@ -22,6 +22,7 @@ import (
 // is sent by sendfile, where the connection is upgraded first of all, and where
 // every answer is a file, after which the server writes large frames.
 func TestH2spec(t *testing.T) {
+	notEmulated(t)
 	program := os.Getenv("KTLS_H2SPEC")
 	if program == "" {
 		t.Skip("KTLS_H2SPEC names no h2spec: integration/run builds one")
@@ -34,11 +35,7 @@ func TestH2spec(t *testing.T) {
 		start(t, listener{wrappers: "ktls {\n\tupgrade handshake\n}", sites: []site{{body: files(hello)}}}),
 	}
 	upgrades := func(i int) int { return caddies[i].log.count(func(l *line) bool { return l.isUpgrade() }) }
-	paths := []string{"/hello", "/" + small.name}
-	if slow {
-		paths = paths[1:]
-	}
-	for _, path := range paths {
+	for _, path := range []string{"/hello", "/" + small.name} {
 		t.Run(path[1:], func(t *testing.T) {
 			var results [3]map[string]string
 			var all sync.WaitGroup
@@ -94,9 +91,6 @@ func h2spec(t *testing.T, program, addr, path string, specs ...string) map[strin
 	report := filepath.Join(t.TempDir(), "report.xml")
 	_, port, _ := net.SplitHostPort(addr)
 	args := []string{"-t", "-k", "-h", "localhost", "-p", port, "-P", path, "-j", report}
-	if slow {
-		args = append(args, "-o", "10")
-	}
 	cmd := exec.Command(program, append(specs, args...)...)
 	out, err := cmd.CombinedOutput() // fails if a case does
 	b, rerr := os.ReadFile(report)

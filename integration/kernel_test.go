@@ -114,6 +114,15 @@ func tlsStat(t testing.TB, name string) int {
 	return 0
 }
 
+// notEmulated leaves out, where a guest is emulated, what takes long there and is
+// the same whatever the kernel: this machine and User-Mode Linux have run it.
+func notEmulated(t *testing.T) {
+	t.Helper()
+	if slow {
+		t.Skip("doesn't depend on the kernel's version, and emulation takes long")
+	}
+}
+
 // countUpgrades returns a function that checks how many connections the kernel
 // was given since.
 func countUpgrades(t *testing.T) func(t *testing.T, want int) {

@@ -15,6 +15,7 @@ import (
 //
 // KTLS_CADDY_L4 is what `go build` makes of integration/layer4.
 func TestLayer4(t *testing.T) {
+	notEmulated(t)
 	binary := os.Getenv("KTLS_CADDY_L4")
 	if binary == "" {
 		t.Skip("KTLS_CADDY_L4 isn't set")

@@ -124,6 +124,7 @@ func TestProxyProtocolAsStock(t *testing.T) {
 
 // TestProxyProtocolPolicies: whose word is taken, ignored or refused.
 func TestProxyProtocolPolicies(t *testing.T) {
+	notEmulated(t)
 	theirs, own, refused := `"remote_ip":"192.0.2.1"`, `"remote_ip":"127.0.0.1"`, "handshake: "
 	for _, test := range []struct{ options, with, without string }{
 		{"deny 127.0.0.1/32", refused, own},
@@ -169,6 +170,7 @@ func TestProxyProtocolOnUnixSocket(t *testing.T) {
 // TestWrappersBefore: two of Caddy's wrappers before TLS, in either order. HTTP is
 // redirected, or answered, as it is without ours.
 func TestWrappersBefore(t *testing.T) {
+	notEmulated(t)
 	for _, test := range []struct{ name, wrappers, header string }{
 		{"http_redirect", "http_redirect\n", ""},
 		{"proxy_protocol, http_redirect", allow + "http_redirect\n", proxyV1},
@@ -207,6 +209,7 @@ func TestWrappersBefore(t *testing.T) {
 // TestWrappersAfterTLS: another wrapper above TLS, below ours or above it. What
 // passes through it isn't known, so that files go Caddy's way.
 func TestWrappersAfterTLS(t *testing.T) {
+	notEmulated(t)
 	for _, test := range []struct {
 		name, wrappers string
 		handed         int // connections that the kernel gets
@@ -315,6 +318,7 @@ func TestListenAddresses(t *testing.T) {
 // TestServerProtocols: servers that speak HTTP/1.1 or HTTP/2 alone, or HTTP/2
 // without TLS too, and what they say to clients that want another.
 func TestServerProtocols(t *testing.T) {
+	notEmulated(t)
 	for _, test := range []struct {
 		protocols string
 		want      map[string]string // by the client's ALPN
@@ -341,6 +345,7 @@ func TestServerProtocols(t *testing.T) {
 
 // TestServersDiffer: what one server is told is none of the others' business.
 func TestServersDiffer(t *testing.T) {
+	notEmulated(t)
 	sites := []site{{body: strings.ReplaceAll(tellingTLS(), "KTLS", "ktls {\nmin_size 1\n}")}}
 	c := start(t,
 		listener{wrappers: "ktls", protos: "h1", sites: sites},
@@ -372,6 +377,7 @@ func TestServersDiffer(t *testing.T) {
 // went by sendfile, and its secrets are in the user's log alone; the server's TCP
 // connections are offloaded as ever.
 func TestHTTP3(t *testing.T) {
+	notEmulated(t)
 	dir := t.TempDir()
 	body := tellingTLS("tls {", "insecure_secrets_log "+dir+"/LISTENER", "}")
 	c := start(t, threefold("WRAPPER", listener{protos: "h1 h2 h3", sites: []site{{body: body}}})...)

@@ -317,6 +317,7 @@ func identity(t *testing.T) (cert tls.Certificate, pool string) {
 // TestClientAuthenticationModes: who is let in, what the others are told, and
 // what handlers and the access log get to know of the certificate.
 func TestClientAuthenticationModes(t *testing.T) {
+	notEmulated(t)
 	valid, pool := identity(t)
 	foreign, _ := clientCertificate(t)
 	trust := "trust_pool file " + pool
@@ -379,6 +380,7 @@ func TestClientAuthenticationModes(t *testing.T) {
 // the connection for gets 421, also in the midst of a connection that the kernel
 // encrypts; unless the server is told otherwise.
 func TestStrictSNIHost(t *testing.T) {
+	notEmulated(t)
 	_, pool := identity(t)
 	auth := tellingTLS("tls {", "client_auth {", "mode verify_if_given", "trust_pool file "+pool, "}", "}")
 	sites := []site{{"localhost", tellingTLS()}, {"other.localhost", tellingTLS()}}
@@ -426,6 +428,7 @@ func TestStrictSNIHost(t *testing.T) {
 // all that they can. Each client gets the version, cipher, curve and protocol, or
 // the alert, that stock Caddy gives it.
 func TestPoliciesBySNI(t *testing.T) {
+	notEmulated(t)
 	cert, pool := identity(t)
 	policy := func(options ...string) string {
 		return tellingTLS(append(append([]string{"tls {"}, options...), "}")...)
@@ -529,6 +532,7 @@ func (s *oneSession) Put(_ string, state *tls.ClientSessionState) {
 // under another. What stock Caddy resumes is resumed and offloaded; what it
 // doesn't, above all where a certificate is asked for, isn't.
 func TestSessionsAcrossPolicies(t *testing.T) {
+	notEmulated(t)
 	_, pool := identity(t)
 	c := start(t, threefold("WRAPPER", listener{sites: []site{
 		{"localhost", tellingTLS()},
@@ -598,6 +602,7 @@ func forgetTicketKeys(t *testing.T) {
 // share through the storage. A session begun at one, with ktls or without, goes
 // on at the other, by sendfile.
 func TestTicketKeysThroughStorage(t *testing.T) {
+	notEmulated(t)
 	forgetTicketKeys(t)
 	first, second := withTicketKeys("12h").start(t), withTicketKeys("12h").start(t)
 	for _, version := range versions {
@@ -623,6 +628,7 @@ func TestTicketKeysThroughStorage(t *testing.T) {
 // TestTicketKeysRotate: in the end a session's key is rotated out, on whatever
 // listener, and files go by sendfile before and after.
 func TestTicketKeysRotate(t *testing.T) {
+	notEmulated(t)
 	forgetTicketKeys(t)
 	c := withTicketKeys("1s").start(t)
 	type try struct {
@@ -691,6 +697,7 @@ func echConfigs(t *testing.T, publicName string) []byte {
 // offloaded like others, and Caddy says so of them; a client with an outdated
 // config is refused, and told the right one.
 func TestEncryptedClientHello(t *testing.T) {
+	notEmulated(t)
 	const outer = "outer.localhost"
 	c := setup{
 		listeners: threefold("WRAPPER", listener{sites: []site{{"localhost", tellingTLS()}, {"hidden.localhost", tellingTLS("tls {", "curves x25519 secp256r1", "}")}}}),
@@ -836,6 +843,7 @@ func TestSecretsLogIsWhole(t *testing.T) {
 // TestWithoutExtendedMasterSecret: TLS 1.2 as before RFC 7627, from two other TLS
 // stacks; the master secret then comes of the randoms alone.
 func TestWithoutExtendedMasterSecret(t *testing.T) {
+	notEmulated(t)
 	c := start(t, threefold("WRAPPER", listener{sites: []site{{body: tellingTLS()}}})...)
 	f := visited()
 	const priority = "--priority=NORMAL:-VERS-ALL:+VERS-TLS1.2"
