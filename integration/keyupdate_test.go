@@ -292,12 +292,13 @@ func TestKeyUpdateOpenSSL(t *testing.T) {
 				t.Fatal(err)
 			}
 			if kernel.ulp && !canRekey(t) {
-				// One alone: what it sends after that meets a closed connection,
-				// and the reset may overtake the alert.
+				// One alone: what a client sends after that, and with HTTP/2 it
+				// always does, meets a closed connection, and the reset may
+				// overtake the alert.
 				if err := get(1, func() error { return s.keyUpdate(true) }); err == nil {
 					t.Error("the answer to a KeyUpdate that can't be done is whole")
 				}
-				if err := s.awaitNote("alert internal error"); err != nil {
+				if err := s.awaitNote("alert internal error"); err != nil && proto == "h1" {
 					t.Error(err)
 				}
 				check(t, 0, 1, false)
