@@ -562,3 +562,30 @@ func TestDocsLinks(t *testing.T) {
 		}
 	}
 }
+
+// TestDocsTests: the tests that the pages name as witnesses exist.
+func TestDocsTests(t *testing.T) {
+	tests := map[string]bool{}
+	for _, pattern := range []string{"*_test.go", "ktls/*_test.go", "integration/*_test.go"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil || len(files) == 0 {
+			t.Fatalf("%s: %d files, %v", pattern, len(files), err)
+		}
+		for _, file := range files {
+			for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllStringSubmatch(readPage(t, file), -1) {
+				tests[m[1]] = true
+			}
+		}
+	}
+	named := 0
+	for _, page := range documents(t) {
+		for _, name := range regexp.MustCompile(`\bTest[A-Z]\w+`).FindAllString(readPage(t, page), -1) {
+			if named++; !tests[name] {
+				t.Errorf("%s: there is no %s", page, name)
+			}
+		}
+	}
+	if named < 30 {
+		t.Errorf("only %d tests are named", named)
+	}
+}
