@@ -283,7 +283,7 @@ func makePage(t *testing.T) webPage {
 	copied("page.js", "testdata/page/page.js")
 	copied("font.ttf", font)
 	copied("video.webm", "testdata/video.webm")
-	video, err := spreadWebM(page.files["/video.webm"], 512*kib)
+	video, err := spreadWebM(page.files["/video.webm"], mib)
 	add("video.webm", video, err)
 
 	index, err := template.ParseFiles("testdata/page/index.html")

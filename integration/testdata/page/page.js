@@ -19,12 +19,21 @@ function event(target, name) {
 	});
 }
 
+// shows returns once the video shows the frame of a time.
+async function shows(video, time) {
+	for (let at = -1; Math.abs(at - time) > 0.01; ) {
+		at = await new Promise((resolve) => video.requestVideoFrameCallback((now, frame) => resolve(frame.mediaTime)));
+	}
+}
+
 // seek goes to a time of the video and returns where it has arrived and the sum
 // of the picture there.
 async function seek(video, time) {
 	const arrived = event(video, "seeked");
+	const shown = shows(video, time);
 	video.currentTime = time;
 	await arrived;
+	await shown; // which may be later
 	const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
 	const context = canvas.getContext("2d");
 	context.drawImage(video, 0, 0);
@@ -50,8 +59,8 @@ async function report(times, uris, ranges) {
 	if (video.error) {
 		throw new Error(video.error.message);
 	}
-	if (video.readyState < HTMLMediaElement.HAVE_CURRENT_DATA) {
-		await event(video, "loadeddata");
+	if (video.readyState < HTMLMediaElement.HAVE_METADATA) {
+		await event(video, "loadedmetadata");
 	}
 	const seeks = [];
 	for (const time of times) {
