@@ -94,7 +94,7 @@ func command(t testing.TB, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
-		t.Fatalf("%v: the end-to-end tests need curl, gnutls-bin, nghttp2-client and openssl installed", err)
+		t.Fatalf("%v: the end-to-end tests need chromium, curl, fonts-dejavu-core, gnutls-bin, libnss3-tools, nghttp2-client and openssl installed", err)
 	}
 	return path
 }
