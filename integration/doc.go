@@ -13,7 +13,8 @@
 // Environment:
 //
 //	KTLS_H2SPEC    an h2spec to test with; TestH2spec is skipped if unset
-//	KTLS_CADDY_L4      what go build makes of integration/layer4
+//	KTLS_CADDY_L4  what go build makes of integration/layer4; TestLayer4 is
+//	               skipped if unset
 //	KTLS_PEBBLE, KTLS_CHALLTESTSRV
 //	               Pebble, an ACME CA, and its DNS server; the tests that get
 //	               certificates from it are skipped if unset

@@ -13,8 +13,9 @@ type Options struct {
 
 	// UpgradeAtHandshake moves a connection into the kernel as soon as its
 	// handshake is complete, unless that was all of it, for an ACME challenge
-	// (RFC 8737). Default: false, the caller decides with [Conn.Upgrade]. A refusal isn't an error of the handshake: the
-	// connection stays with crypto/tls.
+	// (RFC 8737). Default: false, the caller decides with [Conn.Upgrade]. A
+	// refusal isn't an error of the handshake: the connection stays with
+	// crypto/tls.
 	UpgradeAtHandshake bool
 
 	// KeyLimit is how many records may be encrypted under one key after an
