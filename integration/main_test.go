@@ -21,6 +21,8 @@ var (
 	required = os.Getenv("KTLS_REQUIRED") != ""
 	slow     = os.Getenv("KTLS_SLOW") != ""
 
+	raceDetector bool // is built in
+
 	// patience is how long to wait for what must happen. It is no
 	// measure of speed: only a test that fails ever waits that long.
 	patience = 60 * time.Second
