@@ -45,16 +45,7 @@ func init() { caddy.RegisterModule(embeddedFS{}) }
 // What file_server takes from another file system than the kernel's goes the
 // plain way, and is the same as without the module.
 func TestEmbeddedFileSystem(t *testing.T) {
-	var ports [2]int
-	for i := range ports {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer ln.Close()
-		ports[i] = ln.Addr().(*net.TCPAddr).Port
-		ln.Close()
-	}
+	ports := freePorts(t, 2)
 	config, _, err := adapt(fmt.Sprintf(`{
 	admin off
 	persist_config off
@@ -90,14 +81,7 @@ https://localhost:%[3]d {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := caddy.Load(config, true); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := caddy.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	load(t, config)
 	reason := reasonNotFile
 	if !ktls.Probe().Usable() {
 		reason = ktls.ReasonKernel
@@ -167,6 +151,33 @@ func answerTo(t *testing.T, client *http.Client, req *http.Request) string {
 		body = bytes.ReplaceAll(body, []byte(boundary), nil) // it is random
 	}
 	return fmt.Sprintf("%s %d %v\n%s", resp.Proto, resp.StatusCode, header, body)
+}
+
+// freePorts are ports of 127.0.0.1 that nobody listens on.
+func freePorts(t *testing.T, n int) (ports []int) {
+	t.Helper()
+	for range n {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close() // not before there are all: each is another one
+		ports = append(ports, ln.Addr().(*net.TCPAddr).Port)
+	}
+	return ports
+}
+
+// load runs a configuration in this process until the test ends.
+func load(t *testing.T, config []byte) {
+	t.Helper()
+	if err := caddy.Load(config, true); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := caddy.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // selfSigned returns a folder with a certificate for localhost and its key.

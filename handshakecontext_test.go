@@ -45,16 +45,7 @@ func init() { caddy.RegisterModule(handshakeSpy{}) }
 // What a handshake_context module gets is the same as without the wrapper, and so
 // is what becomes of the handshake.
 func TestHandshakeContextModule(t *testing.T) {
-	var ports [3]int
-	for i := range ports {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer ln.Close()
-		ports[i] = ln.Addr().(*net.TCPAddr).Port
-		ln.Close()
-	}
+	ports := freePorts(t, 3)
 	wrapper := "\t\tlistener_wrappers {\n\t\t\tktls {\n\t\t\t\tupgrade %s\n\t\t\t}\n\t\t}\n"
 	caddyfile := fmt.Sprintf("{\n\tadmin off\n\tpersist_config off\n\tstorage file_system %s\n\tauto_https off\n", t.TempDir())
 	certs := selfSigned(t)
@@ -81,14 +72,7 @@ func TestHandshakeContextModule(t *testing.T) {
 	if config, err = json.Marshal(parsed); err != nil {
 		t.Fatal(err)
 	}
-	if err := caddy.Load(config, true); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := caddy.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	load(t, config)
 
 	for _, test := range []struct{ name, err string }{{"localhost", "<nil>"}, {"refused", "remote error: tls: internal error"}} {
 		for i, port := range ports {

@@ -31,22 +31,32 @@ func (m memory) over(n int64) memory {
 	return memory{m.heap / n, m.stack / n, m.slab / n}
 }
 
-// memory measures after what is garbage has gone, pools included.
-func (c *caddy) memory(t testing.TB) memory {
+// heapProfile is Caddy's, after what is garbage has gone, pools included.
+func (c *caddy) heapProfile(t testing.TB) (profile string) {
 	t.Helper()
-	var profile string
 	for range 4 { // sync.Pool keeps what it has for two
 		profile = c.admin(t, "GET", "/debug/pprof/heap?gc=1&debug=1", "", "")
 	}
-	stat := func(name string) int64 {
-		var n int64
-		_, rest, _ := strings.Cut(profile, "\n# "+name+" = ")
-		if _, err := fmt.Sscanf(rest, "%d", &n); err != nil {
-			t.Fatalf("no %s in the heap profile: %v", name, err)
-		}
-		return n
+	return profile
+}
+
+// heapStat is one of the numbers at the end of a heap profile, in bytes.
+func heapStat(t testing.TB, profile, name string) (n int64) {
+	t.Helper()
+	_, rest, _ := strings.Cut(profile, "\n# "+name+" = ")
+	if _, err := fmt.Sscanf(rest, "%d", &n); err != nil {
+		t.Fatalf("no %s in the heap profile: %v", name, err)
 	}
-	return memory{stat("HeapAlloc"), stat("Stack"), slab(t)}
+	return n
+}
+
+// heap is what is in use on Caddy's heap, in bytes.
+func (c *caddy) heap(t testing.TB) int64 { return heapStat(t, c.heapProfile(t), "HeapAlloc") }
+
+func (c *caddy) memory(t testing.TB) memory {
+	t.Helper()
+	profile := c.heapProfile(t)
+	return memory{heapStat(t, profile, "HeapAlloc"), heapStat(t, profile, "Stack"), slab(t)}
 }
 
 // slab is the kernel's memory in small objects that are in use, or 0 for who may

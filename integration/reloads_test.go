@@ -257,22 +257,6 @@ func (r *reloads) fails(err error) {
 	r.notBegun[text[strings.LastIndex(text, ": ")+2:]]++
 }
 
-// heap is what is in use on Caddy's heap, in bytes.
-func (c *caddy) heap(t *testing.T) (n int64) {
-	t.Helper()
-	for range 2 { // pools live for two collections
-		profile := c.admin(t, "GET", "/debug/pprof/heap?gc=1&debug=1", "", "")
-		_, text, ok := strings.Cut(profile, "# HeapAlloc = ")
-		if !ok {
-			t.Fatal("no HeapAlloc in the profile")
-		}
-		if _, err := fmt.Sscan(text, &n); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return n
-}
-
 // TestReloads: a hundred configurations while clients download. No answer breaks
 // off, and at the end nothing is left of them. Stock Caddy is asked the same for
 // a few, so that no more is asked of us than it does: a connection that is made
