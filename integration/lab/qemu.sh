@@ -32,7 +32,7 @@ qemu_setup() {
 	# Both the CPU's ciphers and the plain ones, by their old and new names.
 	build_initrd "$base" "$dir/initrd.gz" virtio_pci virtio_blk virtio_rng 9pnet_virtio 9p overlay ext4 loop \
 		aesni_intel ghash_clmulni_intel gcm ccm ctr chacha_x86_64 poly1305_x86_64 \
-		chacha chacha_generic poly1305_generic chacha20poly1305 tls
+		chacha chacha_generic poly1305_generic chacha20poly1305 tls sch_netem
 }
 
 # qemu_fetch unpacks QEMU 10 into the lab if the host has none. Its shared

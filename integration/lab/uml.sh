@@ -25,7 +25,7 @@ uml_setup() {
 	chmod +x "$dir/linux.uml"
 	mkdir -p "$dir/base/lib"
 	ln -sfn ../../usr/lib/uml/modules "$dir/base/lib/modules"
-	build_initrd "$dir/base" "$dir/initrd.gz" gcm ccm ctr chacha chacha20poly1305 tls overlay loop
+	build_initrd "$dir/base" "$dir/initrd.gz" gcm ccm ctr chacha chacha20poly1305 tls overlay loop sch_netem
 }
 
 # Each page that a process of the guest touches is a mapping of the host's. At the

@@ -2,7 +2,6 @@ package framing
 
 import (
 	"bytes"
-	"crypto/rand"
 	"encoding/binary"
 	"sync"
 	"sync/atomic"
@@ -25,15 +24,6 @@ const (
 	// bytes by their look alone: other bytes look so once in 2^60 times.
 	minRecognized = 8
 )
-
-// block repeated is what stand-in bytes are: random, so that no content looks
-// like it, and another in each process, so that nobody can make such content.
-var block = sync.OnceValue(func() (b [blockLen]byte) {
-	for bytes.Equal(b[:blockLen/2], b[blockLen/2:]) { // no shorter period
-		rand.Read(b[:])
-	}
-	return b
-})
 
 // standIns holds the buffer in use. Buffers are never written to once they are
 // in here.
