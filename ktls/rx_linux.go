@@ -46,10 +46,7 @@ func (k *kernelRX) setKey(keys *Keys) error {
 // whether it is set.
 func (k *kernelRX) expectNoPad() (on bool) {
 	controlRaw(k.raw, func(fd int) error {
-		if setExpectNoPad(fd, true) == nil {
-			n, err := unix.GetsockoptInt(fd, solTLS, tlsRXExpectNoPad)
-			on = err == nil && n == 1
-		}
+		on = setExpectNoPad(fd, true) == nil && expectsNoPad(fd)
 		return nil
 	})
 	return on
@@ -71,7 +68,7 @@ func (k *kernelRX) recv(p []byte) (n, typ int, ended bool, err error) {
 func (k *kernelRX) partial() bool {
 	n := 0
 	controlRaw(k.raw, func(fd int) (err error) {
-		n, err = unix.IoctlGetInt(fd, unix.SIOCINQ)
+		n, err = unread(fd)
 		return err
 	})
 	return n > 0
@@ -80,10 +77,7 @@ func (k *kernelRX) partial() bool {
 // clearError takes the socket's pending error away, which would keep an alert
 // from being sent.
 func (k *kernelRX) clearError() {
-	controlRaw(k.raw, func(fd int) error {
-		_, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
-		return err
-	})
+	controlRaw(k.raw, clearSocketError)
 }
 
 // readKernel reads application data that the kernel has decrypted. reading is
@@ -102,7 +96,7 @@ func (c *Conn) readKernel(p []byte) (int, error) {
 		if r.err != nil {
 			return 0, r.err
 		}
-		n, err := r.kernel.tcp.Read(p)
+		n, err := moved("read", p, r.kernel.tcp.Read)
 		switch {
 		case n > 0:
 			r.useless = 0

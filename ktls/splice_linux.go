@@ -27,7 +27,8 @@ func (c *Conn) spliceTo(dst *net.TCPConn) (total int64, err error) {
 		return 0, err
 	}
 	var pipe [2]int
-	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+	err = sockopt("pipe2", func() error { return unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK) })
+	if err != nil {
 		return 0, errNoSplice // no descriptors left: copy
 	}
 	unix.FcntlInt(uintptr(pipe[1]), unix.F_SETPIPE_SZ, pipeSize)
@@ -46,12 +47,6 @@ func (c *Conn) spliceTo(dst *net.TCPConn) (total int64, err error) {
 			return total, err
 		}
 	}
-}
-
-// splice moves at most n bytes, without waiting.
-func splice(from, to, n int) (int, error) {
-	m, err := unix.Splice(from, nil, to, nil, n, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-	return int(m), err // its type isn't the same everywhere
 }
 
 // drainTo moves what has come to pipe, at least a byte if there is no error.
