@@ -258,7 +258,7 @@ func (c *Conn) send(write func(*tap) error) error {
 	defer c.order.Unlock()
 	t := c.tap
 	t.wmu.Lock()
-	defer t.wmu.Unlock()
+	defer t.unlockWrite()
 	if t.written != nil {
 		return t.written
 	}
@@ -283,7 +283,7 @@ func (c *Conn) Upgrade() error {
 	}
 	t := c.tap
 	t.wmu.Lock()
-	defer t.wmu.Unlock()
+	defer t.unlockWrite()
 	if t.kernel != nil {
 		return nil
 	}
@@ -373,7 +373,7 @@ func (c *Conn) Close() error {
 	for {
 		x = c.active.Load()
 		if x&1 != 0 {
-			c.wipe()
+			c.tap.wipe()
 			return net.ErrClosed
 		}
 		if c.active.CompareAndSwap(x, x|1) {
@@ -382,7 +382,7 @@ func (c *Conn) Close() error {
 	}
 	if x != 0 {
 		err := c.tap.Conn.Close()
-		c.wipe()
+		c.tap.wipe()
 		return err
 	}
 	c.tap.ending.Store(true)
@@ -390,17 +390,8 @@ func (c *Conn) Close() error {
 	// alert that the peer doesn't take may hold that.
 	c.tap.SetWriteDeadline(time.Now().Add(closeNotifyTimeout))
 	err := c.tls.Close()
-	c.wipe()
+	c.tap.wipe()
 	return err
-}
-
-// wipe wipes all secrets of a closed connection, unless a writer is still on its
-// way out.
-func (c *Conn) wipe() {
-	if c.tap.wmu.TryLock() {
-		c.tap.forgetAll()
-		c.tap.wmu.Unlock()
-	}
 }
 
 // CloseWrite sends close_notify, after what is being written. What is written
@@ -416,6 +407,7 @@ func (c *Conn) CloseWrite() error {
 func (c *Conn) Abort(err error) {
 	c.active.Or(1)
 	c.tap.abort(err)
+	c.tap.wipe()
 }
 
 // LocalAddr returns the local address of the connection below.

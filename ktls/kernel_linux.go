@@ -81,7 +81,9 @@ func (k *kernelTX) tune(o *Options) (recordSize int, zerocopyRO bool) {
 		return recordSize, false
 	}
 	controlRaw(k.raw, func(fd int) error {
-		if o.RecordSize > 0 && setMaxPayloadLen(fd, uint16(min(o.RecordSize, MaxPlaintext))) == nil {
+		want := min(o.RecordSize, MaxPlaintext)
+		if want > 0 && setMaxPayloadLen(fd, uint16(want)) == nil {
+			recordSize = want // if it can't be read: the key's use is counted by it
 			if n, err := maxPayloadLen(fd); err == nil {
 				recordSize = n
 			}
@@ -125,7 +127,10 @@ func (k *kernelTX) write(p []byte, more bool) (n int, err error) {
 // control sends p as one record of type typ. An open data record ends first.
 func (k *kernelTX) control(typ byte, p []byte) error {
 	return k.loop("sendmsg", func(fd int) error {
-		_, err := sendRecord(fd, typ, p, 0)
+		n, err := sendRecord(fd, typ, p, 0)
+		if err == nil && n < len(p) {
+			err = io.ErrShortWrite // the rest would be a record of its own
+		}
 		return err
 	})
 }

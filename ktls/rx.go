@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 )
@@ -379,7 +380,6 @@ func (c *Conn) changesReceiveKeys() bool {
 	return c.version == tls.VersionTLS13 && c.opts.features().RekeyRX.Support == Yes
 }
 
-func isTimeout(err error) bool {
-	var ne net.Error
-	return errors.As(err, &ne) && ne.Timeout()
-}
+// isTimeout reports whether a deadline has passed. ETIMEDOUT, a peer that has
+// vanished, is none: the socket tells that once.
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }

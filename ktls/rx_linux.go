@@ -62,16 +62,16 @@ func (k *kernelRX) recv(p []byte) (n, typ int, ended bool, err error) {
 	return n, typ, ended, err
 }
 
-// partial reports whether bytes were received that no read has returned: at the
-// end of the stream, a record that was cut. The kernel may have taken them off
+// partial reports whether bytes were received that no read has returned, or it
+// can't be asked: at the end of the stream, a record that was cut. The kernel may have taken them off
 // the socket's queue where memory is short; then it can't be told.
 func (k *kernelRX) partial() bool {
 	n := 0
-	controlRaw(k.raw, func(fd int) (err error) {
+	err := controlRaw(k.raw, func(fd int) (err error) {
 		n, err = unread(fd)
 		return err
 	})
-	return n > 0
+	return n > 0 || err != nil
 }
 
 // clearError takes the socket's pending error away, which would keep an alert
@@ -213,7 +213,7 @@ func (c *Conn) handshakeReceived(msg []byte, ended bool) error {
 	t, r := c.tap, &c.tap.rx
 	refuse := func(alert byte, err error) error {
 		t.lockWrite()
-		defer t.wmu.Unlock()
+		defer t.unlockWrite()
 		err = t.end(alert, err)
 		t.rekeyed(true, err)
 		return err
@@ -264,7 +264,7 @@ func (c *Conn) localError(alert byte) error {
 func (c *Conn) endRead(alert byte, err error) error {
 	t := c.tap
 	t.lockWrite()
-	defer t.wmu.Unlock()
+	defer t.unlockWrite()
 	t.endReceiving(alert, err)
 	return err
 }

@@ -58,9 +58,9 @@ func (c *Conn) drainTo(pipe int) (n int64, err error) {
 	defer r.reading.Unlock()
 	for n == 0 && err == nil {
 		if len(r.rest) > 0 {
-			m, err := unix.Write(pipe, r.rest)
-			r.rest = nil
-			return int64(m), os.NewSyscallError("write", err)
+			m, err := writePipe(pipe, r.rest)
+			r.rest = r.rest[m:]
+			return int64(m), err
 		}
 		if err := c.tap.broken.Load(); err != nil {
 			return 0, *err
@@ -100,12 +100,27 @@ func (c *Conn) drainTo(pipe int) (n int64, err error) {
 				nothing = func() error { return os.NewSyscallError("splice", unix.EINVAL) }
 			}
 			err = c.readControl(nothing)
+		default:
+			err = os.NewSyscallError("splice", err)
 		}
 		if err != nil {
 			err = c.readFailed(err)
 		}
 	}
 	return n, err
+}
+
+// writePipe writes what fits the pipe.
+func writePipe(pipe int, p []byte) (int, error) {
+	for {
+		n, err := call("write to pipe", len(p))
+		if err == nil {
+			n, err = unix.Write(pipe, p[:n])
+		}
+		if err != unix.EINTR {
+			return max(n, 0), os.NewSyscallError("write", err)
+		}
+	}
 }
 
 // asRead makes an error of syscall.RawConn one of net.Conn.
