@@ -207,9 +207,10 @@ func sendfile(fd, file int, off *int64, n int) (int, error) {
 	return unix.Sendfile(fd, file, off, n)
 }
 
-// splice moves at most n bytes, without waiting. One of the ends is a pipe.
-func splice(from, to, n int) (int, error) {
-	n, err := call("splice", n)
+// splice moves at most n bytes, without waiting. One of the ends is a pipe; name
+// is for the test's hook.
+func splice(name string, from, to, n int) (int, error) {
+	n, err := call(name, n)
 	if err != nil {
 		return 0, err
 	}

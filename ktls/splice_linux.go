@@ -71,7 +71,7 @@ func (c *Conn) drainTo(pipe int) (n int64, err error) {
 		m := 0
 		rerr := r.kernel.raw.Read(func(fd uintptr) bool {
 			for n < enough {
-				m, err = splice(int(fd), pipe, MaxPlaintext)
+				m, err = splice("splice in", int(fd), pipe, MaxPlaintext)
 				switch {
 				case err == unix.EINTR:
 				case err == unix.EAGAIN && n == 0:
@@ -139,7 +139,7 @@ func pump(pipe int, to interface {
 	werr := to.Write(func(fd uintptr) bool {
 		for done < n {
 			var m int
-			m, err = splice(pipe, int(fd), int(n-done))
+			m, err = splice("splice out", pipe, int(fd), int(n-done))
 			switch {
 			case err == unix.EINTR:
 			case err == unix.EAGAIN:
