@@ -27,6 +27,7 @@ type session struct {
 
 	mu   sync.Mutex // of what the client sends, and down to read
 	more sync.Cond  // the server has read something
+	id   string     // of the goroutine that reads
 	sent int        // bytes that the client has sent
 	in   int        // bytes that the server has read
 	read error      // how reading ended
@@ -75,6 +76,9 @@ func newSession(t testing.TB, s suite, opts Options) *session {
 	x.got = got
 	x.more.L = &x.mu
 	go func() {
+		x.mu.Lock()
+		x.id = goroutine()
+		x.mu.Unlock()
 		buf := make([]byte, 4096)
 		var err error
 		for err == nil {
@@ -97,14 +101,12 @@ func (x *session) say() {
 	x.sent++
 }
 
-// rekey has the client ask for new keys, and waits until that is dealt with, or
-// reading has ended.
-func (x *session) rekey() {
+// askForKeys has the client ask for new keys.
+func (x *session) askForKeys() {
 	x.mu.Lock()
 	x.client.(*client13).keyUpdate(true)
 	x.mu.Unlock()
 	x.say()
-	x.drain()
 }
 
 // drain waits until the server has read all that the client has sent, or reading
@@ -115,6 +117,13 @@ func (x *session) drain() {
 	for x.in < x.sent && x.read == nil {
 		x.more.Wait()
 	}
+}
+
+// drained is drain without waiting.
+func (x *session) drained() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.in >= x.sent || x.read != nil
 }
 
 // readEnd waits until reading has ended, and returns how.
@@ -161,7 +170,8 @@ func (x *session) serve() (sent int, whole bool, err error) {
 		{atRekey, x.batch},
 		{atRekey, func() (int, error) {
 			if x.rekeys {
-				x.rekey()
+				x.askForKeys()
+				x.drain()
 			}
 			return 0, nil
 		}},
@@ -327,6 +337,7 @@ type callHook struct {
 	fault callFault
 	again func() // wakes whoever waits because of EAGAIN
 	pause func() // is called in the place of a fault
+	most  int    // of a file with one call; 0: no bound
 
 	mu    sync.Mutex
 	seen  map[string]int
@@ -339,6 +350,9 @@ func (h *callHook) call(name string, n int) (int, error) {
 	hit := name == h.name && h.seen[name] == h.which
 	h.fired = h.fired || hit
 	h.mu.Unlock()
+	if name == "sendfile" && h.most > 0 {
+		n = min(n, h.most)
+	}
 	switch {
 	case !hit:
 		return n, nil

@@ -2,29 +2,36 @@ package ktls
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
+// goroutine is what names this goroutine in the stacks of all: "goroutine 12 ".
+func goroutine() string {
+	stack := make([]byte, 64)
+	id, _, _ := strings.Cut(string(stack[:runtime.Stack(stack, false)]), "[")
+	return id
+}
+
 // begin runs f in a goroutine, and returns when it has ended or waits for
 // something: a lock, a descriptor, the network.
 func begin(f func()) (done <-chan struct{}) {
-	id, ended := make(chan []byte, 1), make(chan struct{})
+	id, ended := make(chan string, 1), make(chan struct{})
 	go func() {
 		defer close(ended)
-		stack := make([]byte, 64)
-		stack = stack[:runtime.Stack(stack, false)]
-		id <- stack[:bytes.IndexByte(stack, '[')] // "goroutine 12 "
+		id <- goroutine()
 		f()
 	}()
-	own := <-id
+	own := []byte(<-id)
 	stacks := make([]byte, 1<<20)
 	for {
 		select {
@@ -62,19 +69,26 @@ var errInterleaved = errors.New("the test's own reason")
 // interleaved are what may happen to a connection at any time, and what a write
 // may fail with afterwards.
 var interleaved = []struct {
-	name string
-	do   func(x *session)
-	errs []error
+	name   string
+	do     func(x *session, reading bool) // reading: the goroutine that reads is the one stopped
+	errs   []error
+	closes bool
 }{
-	{"Close", func(x *session) { x.Close() }, []error{net.ErrClosed}},
-	{"CloseWrite", func(x *session) { x.CloseWrite() }, []error{errShutdown}},
-	{"Abort", func(x *session) { x.Abort(errInterleaved) }, []error{errInterleaved}},
-	{"SetDeadline", func(x *session) { x.SetDeadline(time.Unix(1, 0)) }, []error{os.ErrDeadlineExceeded}},
-	{"SetWriteDeadline", func(x *session) { x.SetWriteDeadline(time.Unix(1, 0)) }, []error{os.ErrDeadlineExceeded}},
-	{"reset", func(x *session) {
+	{"Close", func(x *session, _ bool) { x.Close() }, []error{net.ErrClosed}, true},
+	{"CloseWrite", func(x *session, _ bool) { x.CloseWrite() }, []error{errShutdown}, false},
+	{"Abort", func(x *session, _ bool) { x.Abort(errInterleaved) }, []error{errInterleaved}, true},
+	{"SetDeadline", func(x *session, _ bool) { x.SetDeadline(time.Unix(1, 0)) }, []error{os.ErrDeadlineExceeded}, false},
+	{"SetWriteDeadline", func(x *session, _ bool) { x.SetWriteDeadline(time.Unix(1, 0)) }, []error{os.ErrDeadlineExceeded}, false},
+	{"reset", func(x *session, _ bool) {
 		x.peer.SetLinger(0)
 		x.peer.Close()
-	}, []error{unix.ECONNRESET, unix.EPIPE}},
+	}, []error{unix.ECONNRESET, unix.EPIPE}, false},
+	{"KeyUpdate", func(x *session, reading bool) {
+		x.askForKeys()
+		for !reading && x.tap.waiting.Load() == 0 && !x.drained() {
+			runtime.Gosched()
+		}
+	}, nil, false},
 }
 
 // TestInterleavings: a connection is stopped at each step of the upgrade and of a
@@ -83,15 +97,17 @@ var interleaved = []struct {
 // of what was sent and close_notify only behind all of it, errors say why, and
 // when it is closed no descriptor and no secret is left.
 func TestInterleavings(t *testing.T) {
-	for _, rx := range []bool{false, true} {
-		for _, s := range []suite{upgradable[0], upgradable[3]} {
+	const mostOfFile = 9000 // several calls for each
+	for _, s := range []suite{upgradable[0], upgradable[3]} {
+		sends := map[string]bool{}
+		for _, rx := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%v receiving %t", s, rx), func(t *testing.T) {
 				needSuite(t, s)
 				if rx {
 					needRX(t, s)
 				}
 				checkLeaks(t)
-				run := func(t *testing.T, h *callHook, x *session) (sent int, whole bool, err error) {
+				run := func(t *testing.T, h *callHook, x *session, closes bool) (sent int, whole bool, err error) {
 					testHookFault = func(s upgradeStep) error {
 						h.call("step "+string(s), 0)
 						return nil
@@ -101,7 +117,9 @@ func TestInterleavings(t *testing.T) {
 					go func() {
 						defer close(done)
 						sent, whole, err = x.serve()
-						x.Close()
+						if !closes || !h.fired {
+							x.Close()
+						}
 					}()
 					await(t, "the server", done)
 					return sent, whole, err
@@ -110,26 +128,36 @@ func TestInterleavings(t *testing.T) {
 					h.hooked(t)
 					return newSession(t, s, Options{RX: rx, RecordSize: 8000})
 				}
-				all := &callHook{}
+				all := &callHook{most: mostOfFile}
 				t.Run("nothing", func(t *testing.T) {
 					x := start(t, all)
-					_, _, err := run(t, all, x)
+					_, _, err := run(t, all, x, false)
 					if got := x.finish(); err != nil || len(got) != atEnd || !x.clean() {
 						t.Errorf("%d bytes, %v, %v", len(got), err, x.end)
 					}
 				})
 				for name, times := range all.seen {
+					if rx && sends[name] {
+						continue // as without
+					}
+					sends[name] = !rx && name != "sendmsg" && name != "setsockopt TLS_TX"
 					for _, which := range []int{1, 2, times} {
 						if which > times || which == 2 && times == 2 {
 							continue
 						}
 						for _, e := range interleaved {
+							if e.name == "KeyUpdate" && (s.version != tls.VersionTLS13 || Probe().Rekey.Support != Yes || rx && Probe().RekeyRX.Support != Yes) {
+								continue
+							}
 							t.Run(fmt.Sprintf("%s at %s %d", e.name, name, which), func(t *testing.T) {
-								h := &callHook{name: name, which: which}
+								h := &callHook{name: name, which: which, most: mostOfFile}
 								x := start(t, h)
 								var happened <-chan struct{}
-								h.pause = func() { happened = begin(func() { e.do(x) }) }
-								sent, whole, err := run(t, h, x)
+								h.pause = func() {
+									reading := goroutine() == x.id
+									happened = begin(func() { e.do(x, reading) })
+								}
+								sent, whole, err := run(t, h, x, e.closes)
 								if happened == nil {
 									t.Skip("it didn't come to that") // how often depends on timing
 								}
@@ -138,8 +166,11 @@ func TestInterleavings(t *testing.T) {
 								if e.name != "reset" && x.clean() && (!whole || len(got) != sent) {
 									t.Errorf("the client got %d bytes of %d and close_notify (%v)", len(got), sent, err)
 								}
-								if err == nil {
-									return // all was sent before
+								if err == nil { // all was sent before
+									if len(e.errs) == 0 && (len(got) != atEnd || !x.clean()) {
+										t.Errorf("the client got %d bytes, %v", len(got), x.end)
+									}
+									return
 								}
 								for _, want := range e.errs {
 									if errors.Is(err, want) {
