@@ -85,7 +85,7 @@ func TestFaultsOfReceivingCalls(t *testing.T) {
 				eachFault(t, count, func(t *testing.T, h *callHook) {
 					l, got, err, werr := run(t, h)
 					whole := h.fault.again()
-					if !h.fired { // how often depends on how much comes at once
+					if !h.hit() { // how often depends on how much comes at once
 						if whole = true; h.which == 1 {
 							t.Fatal("the call wasn't made")
 						}

@@ -8,16 +8,18 @@ import (
 	"io"
 	"net"
 	"os"
-	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/caddy-ktls/caddy-ktls/internal/lockorder"
 )
 
 // Conn is the server side of a TLS connection: crypto/tls's until [Conn.Upgrade],
 // with the kernel encrypting what is sent afterwards. It is safe for concurrent
 // use as a tls.Conn is: one reader and any number of writers at a time.
 //
-// Lock order: hsMu, order or receiver.reading, then tap.wmu, then tap.mu.
+// Lock order: hsMu, order or receiver.reading, then tap.gate, tap.wmu, tap.mu (see
+// lockorder).
 type Conn struct {
 	tls  *tls.Conn
 	tap  *tap
@@ -30,9 +32,9 @@ type Conn struct {
 
 	// order keeps each Write whole, also one that began before an upgrade and
 	// ends after it. Close doesn't wait for it.
-	order sync.Mutex
+	order lockorder.Mutex[lockorder.Stream]
 
-	hsMu    sync.Mutex // one handshake at a time
+	hsMu    lockorder.Mutex[lockorder.Handshake] // one handshake at a time
 	hsDone  atomic.Bool
 	version uint16 // set before hsDone
 	suite   uint16

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -32,7 +33,7 @@ func begin(f func()) (done <-chan struct{}) {
 		f()
 	}()
 	own := []byte(<-id)
-	stacks := make([]byte, 1<<20)
+	stacks := make([]byte, 1<<16)
 	for {
 		select {
 		case <-ended:
@@ -101,6 +102,9 @@ func TestInterleavings(t *testing.T) {
 	for _, s := range []suite{upgradable[0], upgradable[3]} {
 		sends := map[string]bool{}
 		for _, rx := range []bool{false, true} {
+			if rx && s.version != tls.VersionTLS13 {
+				continue // less of the same
+			}
 			t.Run(fmt.Sprintf("%v receiving %t", s, rx), func(t *testing.T) {
 				needSuite(t, s)
 				if rx {
@@ -117,7 +121,7 @@ func TestInterleavings(t *testing.T) {
 					go func() {
 						defer close(done)
 						sent, whole, err = x.serve()
-						if !closes || !h.fired {
+						if !closes || !h.hit() {
 							x.Close()
 						}
 					}()
@@ -141,10 +145,7 @@ func TestInterleavings(t *testing.T) {
 						continue // as without
 					}
 					sends[name] = !rx && name != "sendmsg" && name != "setsockopt TLS_TX"
-					for _, which := range []int{1, 2, times} {
-						if which > times || which == 2 && times == 2 {
-							continue
-						}
+					for _, which := range slices.Compact([]int{1, times}) {
 						for _, e := range interleaved {
 							if e.name == "KeyUpdate" && (s.version != tls.VersionTLS13 || Probe().Rekey.Support != Yes || rx && Probe().RekeyRX.Support != Yes) {
 								continue
@@ -152,16 +153,19 @@ func TestInterleavings(t *testing.T) {
 							t.Run(fmt.Sprintf("%s at %s %d", e.name, name, which), func(t *testing.T) {
 								h := &callHook{name: name, which: which, most: mostOfFile}
 								x := start(t, h)
-								var happened <-chan struct{}
+								happened := make(chan (<-chan struct{}), 1)
 								h.pause = func() {
 									reading := goroutine() == x.id
-									happened = begin(func() { e.do(x, reading) })
+									happened <- begin(func() { e.do(x, reading) })
 								}
 								sent, whole, err := run(t, h, x, e.closes)
-								if happened == nil {
+								x.readEnd()
+								select {
+								case done := <-happened:
+									await(t, e.name, done)
+								default:
 									t.Skip("it didn't come to that") // how often depends on timing
 								}
-								await(t, e.name, happened)
 								got := x.finish()
 								if e.name != "reset" && x.clean() && (!whole || len(got) != sent) {
 									t.Errorf("the client got %d bytes of %d and close_notify (%v)", len(got), sent, err)

@@ -6,8 +6,9 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"sync"
 	"sync/atomic"
+
+	"github.com/caddy-ktls/caddy-ktls/internal/lockorder"
 )
 
 // Where a connection stands on the way to a kernel that decrypts ([Options.RX]).
@@ -23,7 +24,7 @@ const (
 // crypto/tls has consumed the last one that the tap has read, and it was
 // application data. Then neither has anything left that the kernel would miss.
 type receiver struct {
-	reading sync.Mutex // held by Conn.Read; before tap.gate
+	reading lockorder.Mutex[lockorder.Stream] // held by Conn.Read; before tap.gate
 	state   atomic.Int32
 
 	// For whoever reads: the handshake, then Conn.Read with reading held.

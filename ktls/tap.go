@@ -7,9 +7,10 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/caddy-ktls/caddy-ktls/internal/lockorder"
 )
 
 // tap is the net.Conn under crypto/tls. It passes bytes on as they are, in
@@ -25,9 +26,9 @@ type tap struct {
 	// wmu serializes what goes to the socket: crypto/tls's writes, the
 	// kernel's, and the switch from the one to the other. It guards the fields
 	// down to mu.
-	wmu     sync.Mutex
-	gate    sync.Mutex   // in front of wmu: whoever waits there is next
-	waiting atomic.Int32 // writes of crypto/tls that wait for wmu
+	wmu     lockorder.Mutex[lockorder.Write]
+	gate    lockorder.Mutex[lockorder.Gate] // in front of wmu: whoever waits there is next
+	waiting atomic.Int32                    // writes of crypto/tls that wait for wmu
 	out     scanner
 	cur     []byte // the record that isn't complete yet, where its bytes will be needed
 	last    []byte // last record of the handshake
@@ -45,7 +46,7 @@ type tap struct {
 	updates updateBudget
 	conn    *Conn // whose tap this is; for its hooks
 
-	mu      sync.Mutex
+	mu      lockorder.Mutex[lockorder.State]
 	secrets secrets
 
 	// Used by the one reader, and after the handshake by others.
