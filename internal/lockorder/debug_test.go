@@ -42,7 +42,7 @@ func TestOrder(t *testing.T) {
 	done := make(chan struct{})
 	go func() { // another goroutine holds nothing
 		defer close(done)
-		checkPanic(func() { handshake.Lock(); handshake.Unlock() })
+		checkPanic(func() { handshake.Lock(); defer handshake.Unlock() })
 		checkPanic(func() { stream.Unlock() }, "doesn't hold")
 		if stream.TryLock() {
 			t.Error("TryLock of what is locked")

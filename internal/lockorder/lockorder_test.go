@@ -16,7 +16,7 @@ func TestMutexIsPlain(t *testing.T) {
 	var first Mutex[Handshake]
 	var second Mutex[Write]
 	second.Lock()
+	defer second.Unlock()
 	first.Lock() // says nothing
-	first.Unlock()
-	second.Unlock()
+	defer first.Unlock()
 }
