@@ -15,7 +15,7 @@ import (
 // returns all bytes in their order, or an error, and the end is told as one only
 // where it is.
 func TestFaultsOfReceivingCalls(t *testing.T) {
-	for _, s := range []suite{upgradable[0], upgradable[3]} {
+	for _, s := range bothVersions() {
 		for _, how := range []string{"Read", "WriteTo"} {
 			t.Run(s.String()+" "+how, func(t *testing.T) {
 				needRX(t, s)

@@ -10,6 +10,9 @@ import (
 	"sync"
 )
 
+// Asserted says whether the order is asserted.
+const Asserted = true
+
 // Mutex is a sync.Mutex of rank R, which panics where it is taken out of order.
 type Mutex[R Rank] struct{ mu sync.Mutex }
 
