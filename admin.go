@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
+	"github.com/caddy-ktls/caddy-ktls/internal/lockorder"
 	"github.com/caddy-ktls/caddy-ktls/ktls"
 )
 
@@ -79,7 +80,7 @@ type serverStatus struct {
 var servers wrapperSet
 
 type wrapperSet struct {
-	mu  sync.Mutex
+	mu  lockorder.Mutex[lockorder.Leaf]
 	all []*ListenerWrapper
 }
 

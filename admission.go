@@ -5,9 +5,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
-	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/caddy-ktls/caddy-ktls/internal/lockorder"
 )
 
 // admission bounds how many handshakes compute at once.
@@ -24,7 +25,7 @@ import (
 // key share, and the client's certificate if it has one), the key agreement
 // after a HelloRetryRequest, and the opening of an Encrypted Client Hello.
 type admission struct {
-	mu     sync.Mutex
+	mu     lockorder.Mutex[lockorder.Leaf]
 	free   int       // places; if there are any, nobody waits
 	begun  list.List // of *gate: waiting for their second stage
 	others list.List // of *gate: waiting for their first

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/net/http2"
 
+	"github.com/caddy-ktls/caddy-ktls/internal/lockorder"
 	"github.com/caddy-ktls/caddy-ktls/ktls"
 )
 
@@ -49,7 +50,7 @@ type handshake struct {
 	err  error
 
 	// A read deadline set before the end of the handshake counts from there.
-	mu       sync.Mutex
+	mu       lockorder.Mutex[lockorder.Deadline]
 	deadline time.Time
 	setAt    time.Time
 }

@@ -4,11 +4,11 @@ import (
 	"errors"
 	"net"
 	"os"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/caddy-ktls/caddy-ktls/internal/framing"
+	"github.com/caddy-ktls/caddy-ktls/internal/lockorder"
 	"github.com/caddy-ktls/caddy-ktls/ktls"
 )
 
@@ -22,7 +22,7 @@ type http2Conn struct {
 	frames framing.Session
 	kicked atomic.Bool // the reader is to look for what is to be injected
 
-	mu       sync.Mutex
+	mu       lockorder.Mutex[lockorder.Deadline]
 	deadline time.Time // of Read, while kicked isn't
 }
 

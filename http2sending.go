@@ -2,10 +2,10 @@ package caddyktls
 
 import (
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/caddy-ktls/caddy-ktls/internal/framing"
+	"github.com/caddy-ktls/caddy-ktls/internal/lockorder"
 )
 
 // Sizes of the frames that the HTTP/2 server is made to write, in bytes.
@@ -140,7 +140,7 @@ type idleTimer struct {
 	ceiling time.Time // no deadline after it; zero: none
 	period  time.Duration
 
-	mu      sync.Mutex
+	mu      lockorder.Mutex[lockorder.Deadline]
 	timer   *time.Timer
 	armed   bool // a deadline was set
 	stopped bool

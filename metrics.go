@@ -6,12 +6,12 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/caddy-ktls/caddy-ktls/internal/lockorder"
 	"github.com/caddy-ktls/caddy-ktls/ktls"
 )
 
@@ -172,7 +172,7 @@ type series struct {
 // responseSeries has one for each path and reason so far: looked at for every
 // response, and copied to add to it, which ends soon.
 var responseSeries struct {
-	mu      sync.Mutex // of who adds
+	mu      lockorder.Mutex[lockorder.Leaf] // of who adds
 	entries atomic.Pointer[map[[2]string]*series]
 }
 
@@ -225,7 +225,7 @@ type lastReason struct {
 
 // refusals remembers when a connection was last refused for each reason.
 var refusals struct {
-	mu      sync.Mutex
+	mu      lockorder.Mutex[lockorder.Leaf]
 	entries map[string]lastReason
 }
 

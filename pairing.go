@@ -2,11 +2,12 @@ package caddyktls
 
 import (
 	"context"
-	"sync"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
+
+	"github.com/caddy-ktls/caddy-ktls/internal/lockorder"
 )
 
 // pairs knows which of the servers that are configured have the listener wrapper
@@ -16,7 +17,7 @@ import (
 var pairs = pairing{servers: map[*caddyhttp.Server]*pair{}}
 
 type pairing struct {
-	mu      sync.Mutex
+	mu      lockorder.Mutex[lockorder.Leaf]
 	servers map[*caddyhttp.Server]*pair
 }
 

@@ -8,16 +8,18 @@ import (
 	"io"
 	"net"
 	"os"
-	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/caddy-ktls/caddy-ktls/internal/lockorder"
 )
 
 // Conn is the server side of a TLS connection: crypto/tls's until [Conn.Upgrade],
 // with the kernel encrypting what is sent afterwards. It is safe for concurrent
 // use as a tls.Conn is: one reader and any number of writers at a time.
 //
-// Lock order: hsMu, order or receiver.reading, then tap.wmu, then tap.mu.
+// Lock order: hsMu, order or receiver.reading, then tap.gate, tap.wmu, tap.mu (see
+// lockorder).
 type Conn struct {
 	tls  *tls.Conn
 	tap  *tap
@@ -30,9 +32,9 @@ type Conn struct {
 
 	// order keeps each Write whole, also one that began before an upgrade and
 	// ends after it. Close doesn't wait for it.
-	order sync.Mutex
+	order lockorder.Mutex[lockorder.Stream]
 
-	hsMu    sync.Mutex // one handshake at a time
+	hsMu    lockorder.Mutex[lockorder.Handshake] // one handshake at a time
 	hsDone  atomic.Bool
 	version uint16 // set before hsDone
 	suite   uint16
@@ -258,7 +260,7 @@ func (c *Conn) send(write func(*tap) error) error {
 	defer c.order.Unlock()
 	t := c.tap
 	t.wmu.Lock()
-	defer t.wmu.Unlock()
+	defer t.unlockWrite()
 	if t.written != nil {
 		return t.written
 	}
@@ -283,7 +285,7 @@ func (c *Conn) Upgrade() error {
 	}
 	t := c.tap
 	t.wmu.Lock()
-	defer t.wmu.Unlock()
+	defer t.unlockWrite()
 	if t.kernel != nil {
 		return nil
 	}
@@ -373,7 +375,7 @@ func (c *Conn) Close() error {
 	for {
 		x = c.active.Load()
 		if x&1 != 0 {
-			c.wipe()
+			c.tap.wipe()
 			return net.ErrClosed
 		}
 		if c.active.CompareAndSwap(x, x|1) {
@@ -382,7 +384,7 @@ func (c *Conn) Close() error {
 	}
 	if x != 0 {
 		err := c.tap.Conn.Close()
-		c.wipe()
+		c.tap.wipe()
 		return err
 	}
 	c.tap.ending.Store(true)
@@ -390,17 +392,8 @@ func (c *Conn) Close() error {
 	// alert that the peer doesn't take may hold that.
 	c.tap.SetWriteDeadline(time.Now().Add(closeNotifyTimeout))
 	err := c.tls.Close()
-	c.wipe()
+	c.tap.wipe()
 	return err
-}
-
-// wipe wipes all secrets of a closed connection, unless a writer is still on its
-// way out.
-func (c *Conn) wipe() {
-	if c.tap.wmu.TryLock() {
-		c.tap.forgetAll()
-		c.tap.wmu.Unlock()
-	}
 }
 
 // CloseWrite sends close_notify, after what is being written. What is written
@@ -416,6 +409,7 @@ func (c *Conn) CloseWrite() error {
 func (c *Conn) Abort(err error) {
 	c.active.Or(1)
 	c.tap.abort(err)
+	c.tap.wipe()
 }
 
 // LocalAddr returns the local address of the connection below.

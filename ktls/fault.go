@@ -1,5 +1,10 @@
 package ktls
 
+import (
+	"net"
+	"os"
+)
+
 // The steps of an upgrade that can fail, in their order. Tests make each of
 // them fail (testHookFault) and check that the connection goes on serving.
 type upgradeStep string
@@ -34,4 +39,34 @@ func step(s upgradeStep, do func() error) error {
 		}
 	}
 	return do()
+}
+
+// testHookCall, if not nil, is asked before each system call on a connection's
+// socket or pipe, with the number of bytes that it shall move, or 0. It returns
+// how many it may move, or the errno for the call to fail with, which then isn't
+// made.
+var testHookCall func(name string, n int) (int, error)
+
+// call asks the hook.
+func call(name string, n int) (int, error) {
+	if testHookCall == nil {
+		return n, nil
+	}
+	return testHookCall(name, n)
+}
+
+// moved is conn's Read or Write, where Go makes the system calls and deals with
+// EINTR, EAGAIN and short counts. The hook may have it fail after some bytes.
+func moved(name string, p []byte, do func([]byte) (int, error)) (n int, err error) {
+	if testHookCall == nil {
+		return do(p)
+	}
+	most, fault := testHookCall(name, len(p))
+	if most > 0 || fault == nil {
+		n, err = do(p[:most])
+	}
+	if err == nil && fault != nil {
+		err = &net.OpError{Op: name, Net: "tcp", Err: os.NewSyscallError(name, fault)}
+	}
+	return n, err
 }

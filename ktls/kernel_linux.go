@@ -81,15 +81,14 @@ func (k *kernelTX) tune(o *Options) (recordSize int, zerocopyRO bool) {
 		return recordSize, false
 	}
 	controlRaw(k.raw, func(fd int) error {
-		if o.RecordSize > 0 && setMaxPayloadLen(fd, uint16(min(o.RecordSize, MaxPlaintext))) == nil {
+		want := min(o.RecordSize, MaxPlaintext)
+		if want > 0 && setMaxPayloadLen(fd, uint16(want)) == nil {
+			recordSize = want // if it can't be read: the key's use is counted by it
 			if n, err := maxPayloadLen(fd); err == nil {
 				recordSize = n
 			}
 		}
-		if o.ZerocopyRO && setZerocopyRO(fd, true) == nil {
-			n, err := unix.GetsockoptInt(fd, solTLS, tlsTXZerocopyRO)
-			zerocopyRO = err == nil && n == 1
-		}
+		zerocopyRO = o.ZerocopyRO && setZerocopyRO(fd, true) == nil && hasZerocopyRO(fd)
 		return nil
 	})
 	return recordSize, zerocopyRO
@@ -110,11 +109,11 @@ func (k *kernelTX) setup(s upgradeStep, do func(fd int) error) error {
 // stays open for what is sent next.
 func (k *kernelTX) write(p []byte, more bool) (n int, err error) {
 	if !more {
-		return k.tcp.Write(p)
+		return moved("write", p, k.tcp.Write)
 	}
 	err = k.loop("sendto", func(fd int) error {
 		for n < len(p) {
-			m, err := unix.SendmsgN(fd, p[n:], nil, nil, unix.MSG_MORE|unix.MSG_NOSIGNAL)
+			m, err := sendMore(fd, p[n:])
 			if err != nil {
 				return err
 			}
@@ -128,7 +127,10 @@ func (k *kernelTX) write(p []byte, more bool) (n int, err error) {
 // control sends p as one record of type typ. An open data record ends first.
 func (k *kernelTX) control(typ byte, p []byte) error {
 	return k.loop("sendmsg", func(fd int) error {
-		_, err := sendRecord(fd, typ, p, 0)
+		n, err := sendRecord(fd, typ, p, 0)
+		if err == nil && n < len(p) {
+			err = io.ErrShortWrite // the rest would be a record of its own
+		}
 		return err
 	})
 }
@@ -162,7 +164,7 @@ func (k *kernelTX) sendFile(f *os.File, off, n, done int64, stalled func(int64),
 				if sent > 0 && early() {
 					return errYield
 				}
-				m, err := unix.Sendfile(fd, int(in), &off, int(min(n-sent, maxSendfile)))
+				m, err := sendfile(fd, int(in), &off, int(min(n-sent, maxSendfile)))
 				if m > 0 {
 					sent += int64(m)
 				}
@@ -197,7 +199,7 @@ func (k *kernelTX) sendPieces(file int, off, n, done int64, framed Framed, stall
 				piece, left = min(n-sent, int64(framed.Size)), framed.Len
 			}
 			for left > 0 {
-				m, err := unix.SendmsgN(fd, headers[:left], nil, nil, unix.MSG_MORE|unix.MSG_NOSIGNAL)
+				m, err := sendMore(fd, headers[:left])
 				if err == unix.EAGAIN && stalled != nil {
 					stalled(done + sent)
 				}
@@ -207,7 +209,7 @@ func (k *kernelTX) sendPieces(file int, off, n, done int64, framed Framed, stall
 				left -= m
 				headers = headers[m:]
 			}
-			m, err := unix.Sendfile(fd, file, &off, int(piece))
+			m, err := sendfile(fd, file, &off, int(piece))
 			if m > 0 {
 				sent += int64(m)
 				piece -= int64(m)
@@ -229,9 +231,7 @@ func (k *kernelTX) sendPieces(file int, off, n, done int64, framed Framed, stall
 
 // cork keeps TCP from sending anything but full segments.
 func (k *kernelTX) cork(on bool) error {
-	return controlRaw(k.raw, func(fd int) error {
-		return os.NewSyscallError("setsockopt TCP_CORK", unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_CORK, boolInt(on)))
-	})
+	return controlRaw(k.raw, func(fd int) error { return setCork(fd, on) })
 }
 
 // loop calls do until it returns something else than EAGAIN (wait until the

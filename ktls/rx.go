@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"sync"
+	"os"
 	"sync/atomic"
+
+	"github.com/caddy-ktls/caddy-ktls/internal/lockorder"
 )
 
 // Where a connection stands on the way to a kernel that decrypts ([Options.RX]).
@@ -22,7 +24,7 @@ const (
 // crypto/tls has consumed the last one that the tap has read, and it was
 // application data. Then neither has anything left that the kernel would miss.
 type receiver struct {
-	reading sync.Mutex // held by Conn.Read; before tap.gate
+	reading lockorder.Mutex[lockorder.Stream] // held by Conn.Read; before tap.gate
 	state   atomic.Int32
 
 	// For whoever reads: the handshake, then Conn.Read with reading held.
@@ -379,7 +381,6 @@ func (c *Conn) changesReceiveKeys() bool {
 	return c.version == tls.VersionTLS13 && c.opts.features().RekeyRX.Support == Yes
 }
 
-func isTimeout(err error) bool {
-	var ne net.Error
-	return errors.As(err, &ne) && ne.Timeout()
-}
+// isTimeout reports whether a deadline has passed. ETIMEDOUT, a peer that has
+// vanished, is none: the socket tells that once.
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }

@@ -46,10 +46,7 @@ func (k *kernelRX) setKey(keys *Keys) error {
 // whether it is set.
 func (k *kernelRX) expectNoPad() (on bool) {
 	controlRaw(k.raw, func(fd int) error {
-		if setExpectNoPad(fd, true) == nil {
-			n, err := unix.GetsockoptInt(fd, solTLS, tlsRXExpectNoPad)
-			on = err == nil && n == 1
-		}
+		on = setExpectNoPad(fd, true) == nil && expectsNoPad(fd)
 		return nil
 	})
 	return on
@@ -65,25 +62,22 @@ func (k *kernelRX) recv(p []byte) (n, typ int, ended bool, err error) {
 	return n, typ, ended, err
 }
 
-// partial reports whether bytes were received that no read has returned: at the
-// end of the stream, a record that was cut. The kernel may have taken them off
+// partial reports whether bytes were received that no read has returned, or it
+// can't be asked: at the end of the stream, a record that was cut. The kernel may have taken them off
 // the socket's queue where memory is short; then it can't be told.
 func (k *kernelRX) partial() bool {
 	n := 0
-	controlRaw(k.raw, func(fd int) (err error) {
-		n, err = unix.IoctlGetInt(fd, unix.SIOCINQ)
+	err := controlRaw(k.raw, func(fd int) (err error) {
+		n, err = unread(fd)
 		return err
 	})
-	return n > 0
+	return n > 0 || err != nil
 }
 
 // clearError takes the socket's pending error away, which would keep an alert
 // from being sent.
 func (k *kernelRX) clearError() {
-	controlRaw(k.raw, func(fd int) error {
-		_, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
-		return err
-	})
+	controlRaw(k.raw, clearSocketError)
 }
 
 // readKernel reads application data that the kernel has decrypted. reading is
@@ -102,7 +96,7 @@ func (c *Conn) readKernel(p []byte) (int, error) {
 		if r.err != nil {
 			return 0, r.err
 		}
-		n, err := r.kernel.tcp.Read(p)
+		n, err := moved("read", p, r.kernel.tcp.Read)
 		switch {
 		case n > 0:
 			r.useless = 0
@@ -219,7 +213,7 @@ func (c *Conn) handshakeReceived(msg []byte, ended bool) error {
 	t, r := c.tap, &c.tap.rx
 	refuse := func(alert byte, err error) error {
 		t.lockWrite()
-		defer t.wmu.Unlock()
+		defer t.unlockWrite()
 		err = t.end(alert, err)
 		t.rekeyed(true, err)
 		return err
@@ -270,7 +264,7 @@ func (c *Conn) localError(alert byte) error {
 func (c *Conn) endRead(alert byte, err error) error {
 	t := c.tap
 	t.lockWrite()
-	defer t.wmu.Unlock()
+	defer t.unlockWrite()
 	t.endReceiving(alert, err)
 	return err
 }

@@ -22,12 +22,23 @@ const (
 	tlsGetRecordType = 2 // one byte
 )
 
+// sockopt makes a system call about a socket.
+func sockopt(name string, do func() error) error {
+	_, err := call(name, 0)
+	if err == nil {
+		err = do()
+	}
+	return os.NewSyscallError(name, err)
+}
+
 // setULP attaches kernel TLS to a connected TCP socket. This alone changes
 // nothing on the wire, and can't be undone. Errors: ENOENT: no tls module;
 // EEXIST: attached already; ENOTCONN: not (or no longer) connected;
 // ENOPROTOOPT or EOPNOTSUPP: no TCP socket.
 func setULP(fd int) error {
-	return os.NewSyscallError("setsockopt TCP_ULP", unix.SetsockoptString(fd, unix.SOL_TCP, unix.TCP_ULP, "tls"))
+	return sockopt("setsockopt TCP_ULP", func() error {
+		return unix.SetsockoptString(fd, unix.SOL_TCP, unix.TCP_ULP, "tls")
+	})
 }
 
 // setCryptoInfo hands the keys in info, from Keys.CryptoInfo, to the kernel,
@@ -53,20 +64,44 @@ func setCryptoInfo(fd, dir int, info []byte) error {
 	if dir == tlsRX {
 		name = "setsockopt TLS_RX"
 	}
-	return os.NewSyscallError(name, unix.SetsockoptCanRawFilter(fd, solTLS, dir, buf))
+	return sockopt(name, func() error { return unix.SetsockoptCanRawFilter(fd, solTLS, dir, buf) })
 }
 
 // setZerocopyRO lets a network card that does the encryption send file pages
 // without copying them first. The files must not change while they are sent.
 func setZerocopyRO(fd int, on bool) error {
-	return os.NewSyscallError("setsockopt TLS_TX_ZEROCOPY_RO", unix.SetsockoptInt(fd, solTLS, tlsTXZerocopyRO, boolInt(on)))
+	return sockopt("setsockopt TLS_TX_ZEROCOPY_RO", func() error {
+		return unix.SetsockoptInt(fd, solTLS, tlsTXZerocopyRO, boolInt(on))
+	})
+}
+
+// hasZerocopyRO reports whether setZerocopyRO holds.
+func hasZerocopyRO(fd int) (on bool) {
+	err := sockopt("getsockopt TLS_TX_ZEROCOPY_RO", func() error {
+		n, err := unix.GetsockoptInt(fd, solTLS, tlsTXZerocopyRO)
+		on = n == 1
+		return err
+	})
+	return on && err == nil
 }
 
 // setExpectNoPad tells the kernel that the peer doesn't pad its TLS 1.3
 // records, so that it decrypts straight into the reader's memory. Padded ones
 // are still read rightly, at a cost. EINVAL before TLS_RX and in TLS 1.2.
 func setExpectNoPad(fd int, on bool) error {
-	return os.NewSyscallError("setsockopt TLS_RX_EXPECT_NO_PAD", unix.SetsockoptInt(fd, solTLS, tlsRXExpectNoPad, boolInt(on)))
+	return sockopt("setsockopt TLS_RX_EXPECT_NO_PAD", func() error {
+		return unix.SetsockoptInt(fd, solTLS, tlsRXExpectNoPad, boolInt(on))
+	})
+}
+
+// expectsNoPad reports whether setExpectNoPad holds.
+func expectsNoPad(fd int) (on bool) {
+	err := sockopt("getsockopt TLS_RX_EXPECT_NO_PAD", func() error {
+		n, err := unix.GetsockoptInt(fd, solTLS, tlsRXExpectNoPad)
+		on = n == 1
+		return err
+	})
+	return on && err == nil
 }
 
 // setMaxPayloadLen limits the content of the records to n bytes. ENOPROTOOPT
@@ -74,19 +109,51 @@ func setExpectNoPad(fd int, on bool) error {
 // unix.SetsockoptString passes on as they are.
 func setMaxPayloadLen(fd int, n uint16) error {
 	b := binary.NativeEndian.AppendUint16(nil, n)
-	return os.NewSyscallError("setsockopt TLS_TX_MAX_PAYLOAD_LEN", unix.SetsockoptString(fd, solTLS, tlsTXMaxPayloadLen, string(b)))
+	return sockopt("setsockopt TLS_TX_MAX_PAYLOAD_LEN", func() error {
+		return unix.SetsockoptString(fd, solTLS, tlsTXMaxPayloadLen, string(b))
+	})
 }
 
 // maxPayloadLen returns what setMaxPayloadLen has set. The kernel writes two bytes.
-func maxPayloadLen(fd int) (int, error) {
-	b, err := unix.GetsockoptInet4Addr(fd, solTLS, tlsTXMaxPayloadLen)
-	return int(binary.NativeEndian.Uint16(b[:])), os.NewSyscallError("getsockopt TLS_TX_MAX_PAYLOAD_LEN", err)
+func maxPayloadLen(fd int) (n int, err error) {
+	err = sockopt("getsockopt TLS_TX_MAX_PAYLOAD_LEN", func() error {
+		b, err := unix.GetsockoptInet4Addr(fd, solTLS, tlsTXMaxPayloadLen)
+		n = int(binary.NativeEndian.Uint16(b[:]))
+		return err
+	})
+	return n, err
 }
 
 // setNotsentLowat sets how many bytes not yet sent (TCP_NOTSENT_LOWAT) make
 // the socket count as not writable.
 func setNotsentLowat(fd, n int) error {
-	return os.NewSyscallError("setsockopt TCP_NOTSENT_LOWAT", unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_NOTSENT_LOWAT, n))
+	return sockopt("setsockopt TCP_NOTSENT_LOWAT", func() error {
+		return unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_NOTSENT_LOWAT, n)
+	})
+}
+
+// setCork keeps TCP from sending anything but full segments (TCP_CORK).
+func setCork(fd int, on bool) error {
+	return sockopt("setsockopt TCP_CORK", func() error {
+		return unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_CORK, boolInt(on))
+	})
+}
+
+// clearSocketError takes the socket's pending error away.
+func clearSocketError(fd int) error {
+	return sockopt("getsockopt SO_ERROR", func() error {
+		_, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+		return err
+	})
+}
+
+// unread is how many bytes were received that no read has returned.
+func unread(fd int) (n int, err error) {
+	err = sockopt("ioctl SIOCINQ", func() error {
+		n, err = unix.IoctlGetInt(fd, unix.SIOCINQ)
+		return err
+	})
+	return n, err
 }
 
 func boolInt(b bool) int {
@@ -110,11 +177,45 @@ func sendRecord(fd int, typ byte, p []byte, flags int) (int, error) {
 	putCmsghdr(oob, unix.CmsgLen(1), solTLS, tlsSetRecordType)
 	oob[unix.CmsgLen(0)] = typ
 	for {
-		n, err := unix.SendmsgN(fd, p, oob, nil, flags|unix.MSG_NOSIGNAL)
+		n, err := call("sendmsg", len(p))
+		if err == nil {
+			n, err = unix.SendmsgN(fd, p[:n], oob, nil, flags|unix.MSG_NOSIGNAL)
+		}
 		if err != unix.EINTR {
 			return n, os.NewSyscallError("sendmsg", err)
 		}
 	}
+}
+
+// sendMore sends application data whose last record, if it isn't full, stays open
+// for what is sent next (MSG_MORE). Like sendfile and splice below it returns the
+// bare errno, and does nothing about EINTR.
+func sendMore(fd int, p []byte) (int, error) {
+	n, err := call("sendto", len(p))
+	if err != nil {
+		return 0, err
+	}
+	return unix.SendmsgN(fd, p[:n], nil, nil, unix.MSG_MORE|unix.MSG_NOSIGNAL)
+}
+
+// sendfile sends at most n bytes of file from *off on, which moves.
+func sendfile(fd, file int, off *int64, n int) (int, error) {
+	n, err := call("sendfile", n)
+	if err != nil {
+		return 0, err
+	}
+	return unix.Sendfile(fd, file, off, n)
+}
+
+// splice moves at most n bytes, without waiting. One of the ends is a pipe; name
+// is for the test's hook.
+func splice(name string, from, to, n int) (int, error) {
+	n, err := call(name, n)
+	if err != nil {
+		return 0, err
+	}
+	m, err := unix.Splice(from, nil, to, nil, n, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+	return int(m), err // its type isn't the same everywhere
 }
 
 // recvRecord reads content of one type from a socket with TLS_RX into p, which
@@ -131,7 +232,9 @@ func recvRecord(fd int, p []byte, flags int) (n int, typ int, ended bool, err er
 	var buf [maxCmsgSpace]byte
 	var oobn, got int
 	for {
-		n, oobn, got, _, err = unix.Recvmsg(fd, p, buf[:unix.CmsgSpace(1)], flags)
+		if n, err = call("recvmsg", len(p)); err == nil {
+			n, oobn, got, _, err = unix.Recvmsg(fd, p[:n], buf[:unix.CmsgSpace(1)], flags)
+		}
 		if err != unix.EINTR {
 			break
 		}

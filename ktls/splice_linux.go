@@ -27,7 +27,8 @@ func (c *Conn) spliceTo(dst *net.TCPConn) (total int64, err error) {
 		return 0, err
 	}
 	var pipe [2]int
-	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+	err = sockopt("pipe2", func() error { return unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK) })
+	if err != nil {
 		return 0, errNoSplice // no descriptors left: copy
 	}
 	unix.FcntlInt(uintptr(pipe[1]), unix.F_SETPIPE_SZ, pipeSize)
@@ -48,12 +49,6 @@ func (c *Conn) spliceTo(dst *net.TCPConn) (total int64, err error) {
 	}
 }
 
-// splice moves at most n bytes, without waiting.
-func splice(from, to, n int) (int, error) {
-	m, err := unix.Splice(from, nil, to, nil, n, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-	return int(m), err // its type isn't the same everywhere
-}
-
 // drainTo moves what has come to pipe, at least a byte if there is no error.
 // Records of other types are dealt with. The error is final, but for that of a
 // deadline.
@@ -63,9 +58,9 @@ func (c *Conn) drainTo(pipe int) (n int64, err error) {
 	defer r.reading.Unlock()
 	for n == 0 && err == nil {
 		if len(r.rest) > 0 {
-			m, err := unix.Write(pipe, r.rest)
-			r.rest = nil
-			return int64(m), os.NewSyscallError("write", err)
+			m, err := writePipe(pipe, r.rest)
+			r.rest = r.rest[m:]
+			return int64(m), err
 		}
 		if err := c.tap.broken.Load(); err != nil {
 			return 0, *err
@@ -76,7 +71,7 @@ func (c *Conn) drainTo(pipe int) (n int64, err error) {
 		m := 0
 		rerr := r.kernel.raw.Read(func(fd uintptr) bool {
 			for n < enough {
-				m, err = splice(int(fd), pipe, MaxPlaintext)
+				m, err = splice("splice in", int(fd), pipe, MaxPlaintext)
 				switch {
 				case err == unix.EINTR:
 				case err == unix.EAGAIN && n == 0:
@@ -105,12 +100,27 @@ func (c *Conn) drainTo(pipe int) (n int64, err error) {
 				nothing = func() error { return os.NewSyscallError("splice", unix.EINVAL) }
 			}
 			err = c.readControl(nothing)
+		default:
+			err = os.NewSyscallError("splice", err)
 		}
 		if err != nil {
 			err = c.readFailed(err)
 		}
 	}
 	return n, err
+}
+
+// writePipe writes what fits the pipe.
+func writePipe(pipe int, p []byte) (int, error) {
+	for {
+		n, err := call("write to pipe", len(p))
+		if err == nil {
+			n, err = unix.Write(pipe, p[:n])
+		}
+		if err != unix.EINTR {
+			return max(n, 0), os.NewSyscallError("write", err)
+		}
+	}
 }
 
 // asRead makes an error of syscall.RawConn one of net.Conn.
@@ -129,7 +139,7 @@ func pump(pipe int, to interface {
 	werr := to.Write(func(fd uintptr) bool {
 		for done < n {
 			var m int
-			m, err = splice(pipe, int(fd), int(n-done))
+			m, err = splice("splice out", pipe, int(fd), int(n-done))
 			switch {
 			case err == unix.EINTR:
 			case err == unix.EAGAIN:

@@ -7,9 +7,10 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/caddy-ktls/caddy-ktls/internal/lockorder"
 )
 
 // tap is the net.Conn under crypto/tls. It passes bytes on as they are, in
@@ -25,9 +26,9 @@ type tap struct {
 	// wmu serializes what goes to the socket: crypto/tls's writes, the
 	// kernel's, and the switch from the one to the other. It guards the fields
 	// down to mu.
-	wmu     sync.Mutex
-	gate    sync.Mutex   // in front of wmu: whoever waits there is next
-	waiting atomic.Int32 // writes of crypto/tls that wait for wmu
+	wmu     lockorder.Mutex[lockorder.Write]
+	gate    lockorder.Mutex[lockorder.Gate] // in front of wmu: whoever waits there is next
+	waiting atomic.Int32                    // writes of crypto/tls that wait for wmu
 	out     scanner
 	cur     []byte // the record that isn't complete yet, where its bytes will be needed
 	last    []byte // last record of the handshake
@@ -45,7 +46,7 @@ type tap struct {
 	updates updateBudget
 	conn    *Conn // whose tap this is; for its hooks
 
-	mu      sync.Mutex
+	mu      lockorder.Mutex[lockorder.State]
 	secrets secrets
 
 	// Used by the one reader, and after the handshake by others.
@@ -55,6 +56,7 @@ type tap struct {
 	nin    int            // bytes of hello
 	broken atomic.Pointer[error]
 	ending atomic.Bool // Close was called: there will be no upgrade
+	closed atomic.Bool // for good: secrets are wiped by whoever has wmu
 }
 
 // sendState is what is proven of the sending direction of crypto/tls: its
@@ -111,7 +113,7 @@ func (t *tap) Read(p []byte) (int, error) {
 // the kernel took over; then each is opened and sent on by its type.
 func (t *tap) Write(p []byte) (int, error) {
 	t.lockWrite()
-	defer t.wmu.Unlock()
+	defer t.unlockWrite()
 	switch {
 	case t.written == errShutdown:
 		// Nothing follows close_notify. To crypto/tls that is no error: else it
@@ -139,6 +141,24 @@ func (t *tap) lockWrite() {
 	t.wmu.Lock()
 	t.gate.Unlock()
 	t.waiting.Add(-1)
+}
+
+// unlockWrite unlocks wmu. After Close and Abort, whoever has it then wipes.
+func (t *tap) unlockWrite() {
+	t.wmu.Unlock()
+	if t.closed.Load() {
+		t.wipe()
+	}
+}
+
+// wipe wipes all secrets of a connection that is closed, now or, while somebody
+// has wmu, when that is unlocked.
+func (t *tap) wipe() {
+	t.closed.Store(true)
+	if t.wmu.TryLock() {
+		t.forgetAll()
+		t.wmu.Unlock()
+	}
 }
 
 // yield lets what crypto/tls has to say go first: a file takes long to be sent to
@@ -253,7 +273,7 @@ func (t *tap) follow(rec []byte) {
 // data, alerts and post-handshake messages.
 func (t *tap) handshakeDone(version, suite uint16) {
 	t.wmu.Lock()
-	defer t.wmu.Unlock()
+	defer t.unlockWrite()
 	t.version, t.suite, t.done = version, suite, true
 	t.watch = version == tls.VersionTLS13 || version == tls.VersionTLS12
 	t.cur = nil
@@ -400,6 +420,9 @@ func (t *tap) forget() {
 
 // forgetAll wipes all that is secret, once the connection is closed. wmu is held.
 func (t *tap) forgetAll() {
+	if t.written == nil {
+		t.written = t.reason(net.ErrClosed) // there are no keys to write or upgrade with
+	}
 	t.forget()
 	t.mu.Lock()
 	t.rx.wipe()

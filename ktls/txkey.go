@@ -166,7 +166,7 @@ func (t *tap) answerKeyUpdate(msg []byte) error {
 // own keys stay.
 func (t *tap) answerOwnKeyUpdate() {
 	t.lockWrite()
-	defer t.wmu.Unlock()
+	defer t.unlockWrite()
 	if t.written != nil {
 		return
 	}

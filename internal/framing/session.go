@@ -18,8 +18,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"sync/atomic"
+
+	"github.com/caddy-ktls/caddy-ktls/internal/lockorder"
 )
 
 // Session follows one HTTP/2 connection, on the server's side and from its
@@ -39,7 +40,7 @@ type Session struct {
 
 	// mu guards everything below, and the Bodies. It is never held while
 	// blocking or while another lock is taken.
-	mu       sync.Mutex
+	mu       lockorder.Mutex[lockorder.Leaf]
 	err      error // set once: the connection failed or is closed
 	out      outbound
 	in       inbound

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"sync"
 	"sync/atomic"
+
+	"github.com/caddy-ktls/caddy-ktls/internal/lockorder"
 )
 
 // MaxStandIn is the most stand-in bytes that StandIn returns at once.
@@ -29,7 +31,7 @@ const (
 // in here.
 var (
 	standIns atomic.Pointer[[]byte]
-	growing  sync.Mutex
+	growing  lockorder.Mutex[lockorder.Leaf]
 )
 
 // StandIn returns n stand-in bytes for a body's bytes from position pos on,
