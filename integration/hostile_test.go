@@ -256,7 +256,9 @@ func TestHostileKeptWriter(t *testing.T) {
 				}
 				other := c.goClient(t, 0, proto)
 				other.get(t, c.url(0, "/"+f.name)).isFile(t, f) // from now on in the kernel
-				if h := c.goClient(t, 0, proto).hear(t, c.url(0, uri("keeps")), id); h.err == nil {
+				keeper := c.goClient(t, 0, proto)
+				keeper.get(t, c.url(0, "/"+f.name)).isFile(t, f)
+				if h := keeper.hear(t, c.url(0, uri("keeps")), id); h.err == nil {
 					t.Errorf("%d bytes and no error", len(h.body))
 				}
 				h := other.hear(t, c.url(0, uri("uses what was kept")), id)
