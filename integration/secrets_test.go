@@ -295,8 +295,14 @@ func TestSecretsInMemory(t *testing.T) {
 			c.secretConn(t, "fresh", 0, version, tiny, 1),
 			c.secretConn(t, "lazy", 0, version, f, 2),
 			c.secretConn(t, "handshake", 1, version, f, 2),
-			c.secretConn(t, "rx", 2, version, f, 3),
-			c.secretConn(t, "closed", 0, version, f, 1))
+			c.secretConn(t, "rx", 2, version, f, 3))
+		before := c.footprint(t)
+		for _, served := range []file{tiny, f} { // before the move and after it
+			closed := c.secretConn(t, "closed", 0, version, served, 1)
+			closed.conn.Close()
+			all = append(all, closed)
+		}
+		c.awaitFootprint(t, before)
 		if version == tls.VersionTLS13 && rekey {
 			all = append(all, c.secretConn(t, "limit", 3, version, medium, 2), c.updatedConn(t, f))
 		}
@@ -305,9 +311,6 @@ func TestSecretsInMemory(t *testing.T) {
 	for _, s := range all {
 		for _, n := range s.needles {
 			needles = append(needles, n)
-		}
-		if s.name == "closed" {
-			s.conn.Close()
 		}
 	}
 	complain := func(s *secretsOf, p part, most int) {
