@@ -17,7 +17,8 @@ import (
 )
 
 // hostileCaddy is what `go build` makes of integration/hostile: KTLS_CADDY_HOSTILE,
-// or else it is built.
+// or else it is built. The race detector isn't in it: there would be reports of what
+// the hostile handler does.
 func hostileCaddy(t *testing.T) string {
 	t.Helper()
 	if binary := os.Getenv("KTLS_CADDY_HOSTILE"); binary != "" {
