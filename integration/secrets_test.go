@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -30,15 +31,6 @@ type needle struct {
 // countIn counts the needles in all that a process can write to.
 func countIn(t *testing.T, pid int, needles []*needle) {
 	t.Helper()
-	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer mem.Close()
 	index := map[uint64][]*needle{}
 	var first [1 << 16]bool
 	for _, n := range needles {
@@ -47,28 +39,17 @@ func countIn(t *testing.T, pid int, needles []*needle) {
 		index[word] = append(index[word], n)
 		first[word&0xffff] = true
 	}
-	const maxMapping = 1 << 30 // larger ones are the race detector's
-	var from, to uint64
-	var writable bool
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
 	var buf []byte
-	for line := range strings.Lines(string(maps)) {
-		f := strings.Fields(line)
-		if a, b, ok := strings.Cut(f[0], "-"); ok && len(f) > 4 { // from-to rw-p offset device inode
-			from, _ = strconv.ParseUint(a, 16, 64)
-			to, _ = strconv.ParseUint(b, 16, 64)
-			writable = strings.HasPrefix(f[1], "rw")
-			continue
-		}
-		if f[0] != "Rss:" || f[1] == "0" || !writable || to-from > maxMapping {
-			continue
-		}
-		if uint64(cap(buf)) < to-from {
-			buf = make([]byte, to-from)
-		}
-		buf = buf[:to-from]
-		n, err := mem.ReadAt(buf, int64(from))
+	for _, m := range writable(t, pid) {
+		buf = slices.Grow(buf[:0], int(m.to-m.from))[:m.to-m.from]
+		n, err := mem.ReadAt(buf, m.from)
 		if n == 0 {
-			t.Fatalf("%s: %v", line, err)
+			t.Fatalf("%x-%x: %v", m.from, m.to, err)
 		}
 		for at := 0; ; at++ {
 			if at = nextCandidate(buf[:n], at, &first); at < 0 {
@@ -81,6 +62,56 @@ func countIn(t *testing.T, pid int, needles []*needle) {
 			}
 		}
 	}
+}
+
+// stretch is a part of a process's memory.
+type stretch struct{ from, to int64 }
+
+// writable are the parts of a process's memory that it can write to and that have
+// pages (proc(5), and the kernel's Documentation/admin-guide/mm/pagemap.rst).
+func writable(t *testing.T, pid int) (all []stretch) {
+	t.Helper()
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pagemap, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pagemap.Close()
+	const maxMapping = 1 << 32 // larger ones are the race detector's
+	page := int64(os.Getpagesize())
+	var from, to int64
+	write := false
+	for line := range strings.Lines(string(maps)) {
+		f := strings.Fields(line)
+		if a, b, ok := strings.Cut(f[0], "-"); ok && len(f) > 4 { // from-to rw-p offset device inode
+			from, _ = strconv.ParseInt(a, 16, 64)
+			to, _ = strconv.ParseInt(b, 16, 64)
+			write = strings.HasPrefix(f[1], "rw")
+			continue
+		}
+		if f[0] != "Rss:" || f[1] == "0" || !write || to-from > maxMapping {
+			continue
+		}
+		entries := make([]byte, (to-from)/page*8)
+		if _, err := pagemap.ReadAt(entries, from/page*8); err != nil {
+			t.Fatal(err)
+		}
+		for n := range (to - from) / page {
+			const present, swapped = 1 << 63, 1 << 62
+			at := from + n*page
+			switch last := len(all) - 1; {
+			case binary.NativeEndian.Uint64(entries[n*8:])&(present|swapped) == 0:
+			case last >= 0 && all[last].to == at:
+				all[last].to += page
+			default:
+				all = append(all, stretch{at, at + page})
+			}
+		}
+	}
+	return all
 }
 
 // nextCandidate returns where, from at on, there is the begin of a needle, or -1.
