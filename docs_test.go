@@ -38,7 +38,7 @@ func documents(t *testing.T) []string {
 	if err != nil || len(pages) < 4 {
 		t.Fatalf("pages: %v, %v", pages, err)
 	}
-	return append(pages, "README.md")
+	return append(pages, "README.md", "SECURITY.md")
 }
 
 func readPage(t *testing.T, page string) string {
@@ -566,7 +566,7 @@ func TestDocsLinks(t *testing.T) {
 // TestDocsTests: the tests that the pages name as witnesses exist.
 func TestDocsTests(t *testing.T) {
 	tests := map[string]bool{}
-	for _, pattern := range []string{"*_test.go", "ktls/*_test.go", "integration/*_test.go"} {
+	for _, pattern := range []string{"*_test.go", "ktls/*_test.go", "integration/*_test.go", "internal/*/*_test.go"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil || len(files) == 0 {
 			t.Fatalf("%s: %d files, %v", pattern, len(files), err)

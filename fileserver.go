@@ -140,9 +140,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 
 // ServeHTTP passes the request on with a writer that knows sendfile. Where one
 // ktls handler stands behind another, the first decides: that is the one with
-// the more specific matcher.
+// the more specific matcher. A response that has begun through one stays its own.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	if standsOnOurs(w) {
+	if standsOnOurs(w) || hasBegun(r) {
 		return next.ServeHTTP(w, r)
 	}
 	rw := &responseWriter{
@@ -162,6 +162,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		if rw.stream != nil {
 			rw.stream.Void()
 		}
+		rw.conn = nil // who keeps the writer and uses it later finds Caddy's own path
 		if err != nil && !rw.wroteHeader {
 			return // an error route will answer
 		}
@@ -184,6 +185,14 @@ func standsOnOurs(w http.ResponseWriter) bool {
 		}
 		w = u.Unwrap()
 	}
+}
+
+// hasBegun reports whether the header of r's response went through a
+// responseWriter before: then the handlers are run once more, and there is nothing
+// left to send a file for.
+func hasBegun(r *http.Request) bool {
+	c, ok := caddyhttp.GetVar(r.Context(), currentVar).(*current)
+	return ok && c.w.wroteHeader
 }
 
 // eligible applies the rules that need no response. It returns the connection

@@ -149,12 +149,12 @@ type sclient struct {
 	notes chan string // lines of stderr, until it ends
 }
 
-func (c *caddy) sclient(t *testing.T, proto string) *sclient {
+func (c *caddy) sclient(t *testing.T, proto string, more ...string) *sclient {
 	t.Helper()
 	alpn := map[string]string{"h1": "http/1.1", "h2": "h2"}[proto]
 	s := &sclient{notes: make(chan string, 1000)}
-	s.cmd = exec.Command(command(t, "openssl"), "s_client", "-connect", c.addr(0), "-servername", "localhost",
-		"-CAfile", rootFile(), "-verify_return_error", "-quiet", "-no_ign_eof", "-tls1_3", "-alpn", alpn)
+	s.cmd = exec.Command(command(t, "openssl"), append([]string{"s_client", "-connect", c.addr(0), "-servername", "localhost",
+		"-CAfile", rootFile(), "-verify_return_error", "-quiet", "-no_ign_eof", "-tls1_3", "-alpn", alpn}, more...)...)
 	in, out, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)

@@ -2,6 +2,7 @@ package ktls
 
 import (
 	"crypto/tls"
+	"fmt"
 	"io"
 )
 
@@ -29,12 +30,20 @@ type keyLog struct {
 	user io.Writer // the writer the user configured, or nil
 }
 
-func (k *keyLog) Write(line []byte) (int, error) {
+// Write keeps the line's secret and wipes the line. A Writer mustn't, but
+// crypto/tls makes each line for this one call (common.go, writeKeyLog), and would
+// leave it to the garbage collector, which overwrites nothing.
+func (k *keyLog) Write(line []byte) (n int, err error) {
 	k.t.logged(line)
+	n = len(line)
 	if k.user != nil {
-		return k.user.Write(line)
+		n, err = k.user.Write(line)
 	}
-	return len(line), nil
+	clear(line)
+	// crypto/tls has made the line with fmt, whose printer keeps what it printed
+	// last. The next one on this processor is the same.
+	fmt.Fprintf(io.Discard, "%s", line)
+	return n, err
 }
 
 // logged keeps a key-log line. A line it can't read is left out, and the proof

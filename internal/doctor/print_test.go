@@ -25,7 +25,7 @@ func no(errno, detail string) ktls.Answer {
 // readyReport is of a machine where everything works, without a server.
 func readyReport() *Report {
 	f := &ktls.Features{
-		Kernel: "Linux 6.12.48+deb13-amd64 x86_64", ULP: yes(), Rekey: no("EBUSY", "setsockopt TLS_TX: device or resource busy"),
+		Kernel: "Linux 6.12.95+deb13-amd64 x86_64", ULP: yes(), Rekey: no("EBUSY", "setsockopt TLS_TX: device or resource busy"),
 		MaxPayloadLen: no("ENOPROTOOPT", "setsockopt: protocol not available"), ZerocopyRO: yes(), SelfTest: yes(),
 		TX: map[ktls.Combination]ktls.Answer{}, RX: map[ktls.Combination]ktls.Answer{},
 	}
@@ -36,7 +36,7 @@ func readyReport() *Report {
 		OS:      "linux",
 		Build:   Build{Caddy: "v2.11.9", Module: "v0.1.0", Go: "go1.26.8"},
 		Kernel:  f,
-		Release: testRelease("6.12.48+deb13-amd64"),
+		Release: testRelease("6.12.95+deb13-amd64"),
 		Module:  Module{State: ModuleLoaded, Boot: "/etc/modules-load.d/tls.conf"},
 		Sysctls: []Sysctl{
 			{Name: sysctlNotsentLowat, Value: "4294967295"},
@@ -121,7 +121,7 @@ func TestPrint(t *testing.T) {
 			r.Server = testServer(t, `{"kernel": {"usable": false, "reason": "the kernel's tls module isn't loaded: run modprobe tls as root"}}`)
 		}},
 		{"no_module", false, func(r *Report) {
-			r.setKernel("6.12.48+deb13-amd64")
+			r.setKernel("6.12.95+deb13-amd64")
 			r.withoutTLS(no("ENOENT", "setsockopt TCP_ULP: no such file or directory"))
 			r.Sysctls[1].Value = "espintcp mptcp"
 		}},

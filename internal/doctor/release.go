@@ -96,36 +96,6 @@ func readRelease(root fs.FS) Release {
 	return r
 }
 
-// fixedIn has, for the series that are kept up, the first stable release
-// without known bugs in kernel TLS.
-var fixedIn = map[[2]int]int{
-	{5, 4}:  181,
-	{5, 10}: 102,
-	{5, 15}: 25,
-	{6, 1}:  28,
-}
-
-// versionNotes warns of what is known of a version. What a kernel can do is
-// never concluded from its version; these are bugs, which can't be probed for.
-func versionNotes(v version) []Note {
-	if v == (version{}) || !v.before(6, 6) {
-		return nil
-	}
-	const better = "Linux 6.6 or newer is recommended"
-	fixed, listed := fixedIn[[2]int{v.major, v.minor}]
-	switch {
-	case listed && v.vendor:
-		return []Note{{"patch_level", LevelInfo, fmt.Sprintf(
-			"Stable releases below %d.%d.%d have known bugs in kernel TLS, and this kernel's name doesn't tell which it is: ask its vendor. %s.",
-			v.major, v.minor, fixed, better)}}
-	case listed && v.patch < fixed:
-		return []Note{{"known_bugs", LevelWarning, fmt.Sprintf(
-			"This kernel, %s, has known bugs in kernel TLS: update it to %d.%d.%d or newer. %s.",
-			v, v.major, v.minor, fixed, better)}}
-	}
-	return []Note{{"old_kernel", LevelInfo, better + ", for the years of fixes in its kernel TLS."}}
-}
-
 // overlongSendfile reports whether a network card that encrypts mishandles, with
 // this version, a sendfile that asks for more than the file has.
 func (v version) overlongSendfile() bool {
