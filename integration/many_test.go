@@ -78,11 +78,11 @@ func socketMemory(t *testing.T) int64 {
 // every connection serves again. KTLS_MANY=1 makes it 10,000 and 1,000; that
 // takes a guest with 16 GiB (KTLS_LAB_MEM) and an hour's patience (-test.timeout).
 func TestManyConnections(t *testing.T) {
-	idle, slowly, wait := 300, 60, patience
+	idle, slowly, wait := 150, 30, patience
 	if os.Getenv("KTLS_MANY") != "" {
 		idle, slowly, wait = 10_000, 1_000, time.Hour
 	} else if slow || raceDetector {
-		idle, slowly = 60, 12
+		idle, slowly = 40, 8
 	}
 	f := large
 	if slow {
