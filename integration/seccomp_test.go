@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"crypto/tls"
 	"fmt"
 	"os"
 	"os/exec"
@@ -21,6 +22,7 @@ type denial struct {
 	call   uint32
 	level  int // of setsockopt and its option; any if 0
 	option int
+	length int // of that option's value; any if 0
 	errno  unix.Errno
 }
 
@@ -44,12 +46,12 @@ func init() {
 }
 
 func (d denial) String() string {
-	return fmt.Sprintf("%d %d %d %d", d.call, d.level, d.option, int(d.errno))
+	return fmt.Sprintf("%d %d %d %d %d", d.call, d.level, d.option, d.length, int(d.errno))
 }
 
 func (d *denial) parse(s string) error {
 	var errno int
-	_, err := fmt.Sscan(s, &d.call, &d.level, &d.option, &errno)
+	_, err := fmt.Sscan(s, &d.call, &d.level, &d.option, &d.length, &errno)
 	d.errno = unix.Errno(errno)
 	return err
 }
@@ -57,17 +59,19 @@ func (d *denial) parse(s string) error {
 // become filters this process's system calls and runs another program in it.
 func (d denial) become(args []string) error {
 	// Offsets in struct seccomp_data (linux/seccomp.h): the call's number, and the
-	// low halves of its second and third argument on a little-endian machine.
-	const nr, arg1, arg2 = 0, 24, 32
+	// low halves of its second, third and fifth argument on a little-endian machine.
+	const nr, arg1, arg2, arg4 = 0, 24, 32, 48
 	load := func(offset uint32) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset}
 	}
-	filter := []unix.SockFilter{load(nr)}
+	var filter []unix.SockFilter
 	tests := [][2]uint32{{nr, d.call}}
 	if d.level != 0 {
 		tests = append(tests, [2]uint32{arg1, uint32(d.level)}, [2]uint32{arg2, uint32(d.option)})
 	}
-	filter = filter[:0]
+	if d.length != 0 {
+		tests = append(tests, [2]uint32{arg4, uint32(d.length)})
+	}
 	for i, test := range tests {
 		left := uint8(2*(len(tests)-1-i) + 1) // over the rest and the denial
 		filter = append(filter, load(test[0]),
@@ -117,15 +121,15 @@ func TestDeniedSystemCalls(t *testing.T) {
 		remedy  string // in the line at the start
 		warning string // of an option
 	}{
-		{"TCP_ULP", denial{unix.SYS_SETSOCKOPT, unix.SOL_TCP, unix.TCP_ULP, unix.EPERM}, "kernel", "TCP_ULP", ""},
-		{"TCP_ULP unknown", denial{unix.SYS_SETSOCKOPT, unix.SOL_TCP, unix.TCP_ULP, unix.ENOSYS}, "kernel", "TCP_ULP", ""},
-		{"TLS_TX", denial{unix.SYS_SETSOCKOPT, unix.SOL_TLS, tlsTX, unix.EPERM}, "kernel", "takes no keys for sending", ""},
-		{"sendfile", denial{unix.SYS_SENDFILE, 0, 0, unix.EPERM}, "kernel", "sendfile", ""},
-		{"sendfile unknown", denial{unix.SYS_SENDFILE, 0, 0, unix.ENOSYS}, "kernel", "sendfile", ""},
-		{"TLS_RX", denial{unix.SYS_SETSOCKOPT, unix.SOL_TLS, tlsRX, unix.EPERM}, "", "", "rx"},
-		{"memfd_create", denial{unix.SYS_MEMFD_CREATE, 0, 0, unix.ENOSYS}, "", "", ""},
-		{"TCP_CORK", denial{unix.SYS_SETSOCKOPT, unix.SOL_TCP, unix.TCP_CORK, unix.EPERM}, "", "", ""},
-		{"fstatfs", denial{unix.SYS_FSTATFS, 0, 0, unix.EPERM}, "filesystem:unknown", "", ""},
+		{"TCP_ULP", denial{unix.SYS_SETSOCKOPT, unix.SOL_TCP, unix.TCP_ULP, 0, unix.EPERM}, "kernel", "TCP_ULP", ""},
+		{"TCP_ULP unknown", denial{unix.SYS_SETSOCKOPT, unix.SOL_TCP, unix.TCP_ULP, 0, unix.ENOSYS}, "kernel", "TCP_ULP", ""},
+		{"TLS_TX", denial{unix.SYS_SETSOCKOPT, unix.SOL_TLS, tlsTX, 0, unix.EPERM}, "kernel", "takes no keys for sending", ""},
+		{"sendfile", denial{call: unix.SYS_SENDFILE, errno: unix.EPERM}, "kernel", "sendfile", ""},
+		{"sendfile unknown", denial{call: unix.SYS_SENDFILE, errno: unix.ENOSYS}, "kernel", "sendfile", ""},
+		{"TLS_RX", denial{unix.SYS_SETSOCKOPT, unix.SOL_TLS, tlsRX, 0, unix.EPERM}, "", "", "rx"},
+		{"memfd_create", denial{call: unix.SYS_MEMFD_CREATE, errno: unix.ENOSYS}, "", "", ""},
+		{"TCP_CORK", denial{unix.SYS_SETSOCKOPT, unix.SOL_TCP, unix.TCP_CORK, 0, unix.EPERM}, "", "", ""},
+		{"fstatfs", denial{call: unix.SYS_FSTATFS, errno: unix.EPERM}, "filesystem:unknown", "", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := setup{
@@ -163,5 +167,39 @@ func TestDeniedSystemCalls(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestMissingCipher: where the kernel has no module for one cipher, connections
+// with it stay with Caddy, and say so; those with others are offloaded.
+func TestMissingCipher(t *testing.T) {
+	needKTLS(t)
+	notEmulated(t)
+	missing := denial{unix.SYS_SETSOCKOPT, unix.SOL_TLS, tlsTX, cryptoInfo["AES-128-GCM"].size, unix.ENOENT}
+	for _, upgrade := range []string{"lazy", "handshake"} {
+		c := setup{
+			listeners: []listener{{wrappers: "ktls {\n\tupgrade " + upgrade + "\n}", sites: []site{
+				{body: files("tls {", "protocols tls1.3", "}")}, // Go's choice is AES-128-GCM
+				{host: "aes128.localhost", body: files("tls {", "protocols tls1.2 tls1.2", "ciphers TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "}")},
+				{host: "aes256.localhost", body: files("tls {", "protocols tls1.2 tls1.2", "ciphers TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384", "}")},
+				{host: "chacha.localhost", body: files("tls {", "protocols tls1.2 tls1.2", "ciphers TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256", "}")},
+			}}},
+			command: func(cmd *exec.Cmd) { missing.wrap(t, cmd) },
+		}.start(t)
+		for _, proto := range []string{"h1", "h2"} {
+			for j := range 4 {
+				uri := fmt.Sprintf("/%s?%s-%d", medium.name, proto, j)
+				a := c.goClient(t, 0, proto).get(t, c.urlOf(0, j, uri))
+				a.isFile(t, medium)
+				if strings.Contains(tls.CipherSuiteName(a.tls.CipherSuite), "AES_128") {
+					c.tookPlain(t, uri, "kernel")
+				} else {
+					c.tookFile(t, uri, medium.size)
+				}
+				if (j < 2) != strings.Contains(tls.CipherSuiteName(a.tls.CipherSuite), "AES_128") {
+					t.Errorf("site %d: %s", j, tls.CipherSuiteName(a.tls.CipherSuite))
+				}
+			}
+		}
 	}
 }
