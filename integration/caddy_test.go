@@ -27,6 +27,7 @@ type setup struct {
 	listeners []listener
 	global    string                      // further global options
 	patch     func(config map[string]any) // changes the JSON config; for what the Caddyfile can't say
+	command   func(*exec.Cmd)             // changes how Caddy is run
 }
 
 // listener is an address Caddy listens on.
@@ -72,6 +73,8 @@ type caddy struct {
 	setup setup
 	exit  chan error
 
+	leaves bool // the test leaves it with another footprint than it began with
+
 	mu   sync.Mutex
 	seen map[string]int // lines of the access log already looked at, by URI
 }
@@ -115,6 +118,8 @@ func (s setup) start(t testing.TB) *caddy {
 			}
 		}
 	}
+	before := c.settled(t)
+	t.Cleanup(func() { c.leftNothing(t, before) })
 	return c
 }
 
@@ -123,6 +128,9 @@ func (c *caddy) launch(t testing.TB, config string, env ...string) {
 	t.Helper()
 	c.cmd = caddyCommand(c.dir, "run", "--config", config)
 	c.cmd.Env = append(c.cmd.Env, env...)
+	if c.setup.command != nil {
+		c.setup.command(c.cmd)
+	}
 	stderr, err := c.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -342,16 +350,53 @@ func (c *caddy) admin(t testing.TB, method, uri, contentType, body string) strin
 }
 
 // footprint is what a connection that isn't cleaned up would leave behind.
-type footprint struct{ descriptors, goroutines, offloaded int }
+type footprint struct{ descriptors, goroutines, ours, offloaded int }
 
-func (c *caddy) footprint(t *testing.T) footprint {
+func (c *caddy) footprint(t testing.TB) footprint {
 	t.Helper()
 	profile := c.admin(t, "GET", "/debug/pprof/goroutine?debug=1", "", "")
-	var goroutines int
+	var goroutines, ours int
 	if _, err := fmt.Sscanf(profile, "goroutine profile: total %d", &goroutines); err != nil {
 		t.Fatal(err)
 	}
-	return footprint{c.descriptors(t), goroutines, tlsStat(t, "TlsCurrTxSw")}
+	_, stacks, _ := strings.Cut(profile, "\n")
+	for stack := range strings.SplitSeq(stacks, "\n\n") {
+		if strings.Contains(stack, "github.com/caddy-ktls/caddy-ktls") {
+			var n int
+			if _, err := fmt.Sscanf(stack, "%d @", &n); err != nil {
+				t.Fatalf("%v in %s", err, stack)
+			}
+			ours += n
+		}
+	}
+	return footprint{c.descriptors(t), goroutines, ours, tlsStat(t, "TlsCurrTxSw")}
+}
+
+// settled is the footprint after the start, when what Caddy does once is done: it
+// hasn't become smaller for a while.
+func (c *caddy) settled(t testing.TB) footprint {
+	t.Helper()
+	least := c.footprint(t)
+	for same := 0; same < 3; same++ {
+		time.Sleep(5 * time.Millisecond)
+		now := c.footprint(t)
+		if now.descriptors < least.descriptors || now.goroutines < least.goroutines {
+			same = 0
+		}
+		least.descriptors, least.goroutines = min(least.descriptors, now.descriptors), min(least.goroutines, now.goroutines)
+		least.ours = max(least.ours, now.ours) // those that accept
+	}
+	return least
+}
+
+// leftNothing checks, when a test has ended and closed its connections, that
+// Caddy has nothing left of it.
+func (c *caddy) leftNothing(t testing.TB, before footprint) {
+	t.Helper()
+	if c.leaves || t.Failed() {
+		return
+	}
+	c.awaitFootprint(t, before)
 }
 
 // descriptors is how many files and connections Caddy has open.
@@ -365,7 +410,7 @@ func (c *caddy) descriptors(t testing.TB) int {
 }
 
 // awaitFootprint waits until nothing is left of what happened since before.
-func (c *caddy) awaitFootprint(t *testing.T, before footprint) {
+func (c *caddy) awaitFootprint(t testing.TB, before footprint) {
 	t.Helper()
 	var now footprint
 	failed := t.Failed()
@@ -376,7 +421,8 @@ func (c *caddy) awaitFootprint(t *testing.T, before footprint) {
 	}()
 	eventually(t, "descriptors, goroutines and kernel TLS sockets are given back", func() bool {
 		now = c.footprint(t)
-		return now.descriptors <= before.descriptors && now.goroutines <= before.goroutines && now.offloaded <= before.offloaded
+		return now.descriptors <= before.descriptors && now.goroutines <= before.goroutines &&
+			now.ours <= before.ours && now.offloaded <= before.offloaded
 	})
 }
 

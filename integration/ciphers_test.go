@@ -47,8 +47,12 @@ func TestCiphers(t *testing.T) {
 				if required && test.cipher != "" {
 					t.Errorf("this kernel has no %s with %s", test.cipher, test.version)
 				}
-				c.tookPlain(t, smallURI, "cipher")
-				c.tookPlain(t, uri, "cipher")
+				reason := "kernel"
+				if test.cipher == "" {
+					reason = "cipher"
+				}
+				c.tookPlain(t, smallURI, reason)
+				c.tookPlain(t, uri, reason)
 				check(t, 0)
 			default:
 				c.tookFile(t, smallURI, small.size)

@@ -178,16 +178,21 @@ func handshake(t testing.TB, tcp net.Conn, config *tls.Config) *tls.Conn {
 // to wait for the client.
 func dialSmall(t *testing.T, addr string) *net.TCPConn {
 	t.Helper()
+	conn, err := connectSmall(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn.(*net.TCPConn)
+}
+
+// connectSmall is dialSmall for who closes the connection.
+func connectSmall(addr string) (net.Conn, error) {
 	d := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) (err error) {
 		rawErr := raw.Control(func(fd uintptr) {
 			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 64*kib)
 		})
 		return firstError(rawErr, err)
 	}}
-	conn, err := d.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	return conn.(*net.TCPConn)
+	return d.Dial("tcp", addr)
 }

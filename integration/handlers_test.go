@@ -217,6 +217,7 @@ func startWithApplication(t *testing.T) (*caddy, *application) {
 // as files do, and is what stock Caddy makes of it.
 func TestOtherHandlers(t *testing.T) {
 	c, app := startWithApplication(t)
+	c.leaves = true // reverse_proxy keeps connections to the application
 	f := ofSize(65537)
 	for _, proto := range []string{"h1", "h2"} {
 		var clients [3]*goClient

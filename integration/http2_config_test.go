@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -96,9 +95,7 @@ func TestHTTP2Shutdown(t *testing.T) {
 			h := c.dialHTTP2(t, 0, h2options{manual: true, window: 1 << 30})
 			s := h.get("/"+large.name, content(t, large.name))
 			s.has(t, firstWindow)
-			if err := c.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-				t.Fatal(err)
-			}
+			c.terminate(t)
 			h.await(t, "the server says GOAWAY", func() bool { return h.goAway != nil })
 			if test.whole {
 				h.grant(s, 1<<30)

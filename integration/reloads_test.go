@@ -383,6 +383,7 @@ func TestShutdownDelay(t *testing.T) {
 // terminate tells Caddy to end.
 func (c *caddy) terminate(t *testing.T) {
 	t.Helper()
+	c.leaves = true
 	if err := c.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}

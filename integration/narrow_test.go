@@ -1,0 +1,151 @@
+//go:build linux
+
+package integration
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// sysctl sets one of the kernel's parameters until the test ends.
+func sysctl(t *testing.T, name, value string) {
+	t.Helper()
+	path := "/proc/sys/" + name
+	old, err := os.ReadFile(path)
+	if err != nil {
+		t.Skip(err)
+	}
+	if err := os.WriteFile(path, []byte(value), 0); err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() {
+		if err := os.WriteFile(path, old, 0); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// odd is a client with socket options that make TCP work badly.
+type odd struct {
+	name    string
+	before  func(fd int) error    // before it connects
+	reading func(fd, n int) error // before the nth read
+	first   int64                 // bytes to read one by one
+	by      int                   // how many at once after that; 32 KiB if 0
+	file    file
+}
+
+// oddConn does what an odd client does to its socket.
+type oddConn struct {
+	*net.TCPConn
+	odd
+	raw   syscall.RawConn
+	reads int
+	got   int64
+}
+
+func (o odd) dial(addr string) (net.Conn, error) {
+	d := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+		if o.before != nil {
+			rawErr := raw.Control(func(fd uintptr) { err = o.before(int(fd)) })
+			err = firstError(rawErr, err)
+		}
+		return err
+	}}
+	conn, err := d.Dial("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	return &oddConn{TCPConn: conn.(*net.TCPConn), odd: o, raw: raw}, err
+}
+
+func (c *oddConn) Read(p []byte) (n int, err error) {
+	if c.reading != nil {
+		rawErr := c.raw.Control(func(fd uintptr) { err = c.reading(int(fd), c.reads) })
+		if err := firstError(rawErr, err); err != nil {
+			return 0, err
+		}
+	}
+	c.reads++
+	if c.got < c.first {
+		p = p[:1]
+	} else if c.by > 0 {
+		p = p[:min(len(p), c.by)]
+	}
+	n, err = c.TCPConn.Read(p)
+	c.got += int64(n)
+	return n, err
+}
+
+func oddClients() []odd {
+	set := func(fd, level, option, value int) error {
+		return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, level, option, value))
+	}
+	return []odd{
+		{name: "ordinary", file: large},
+		{name: "smallest receive buffer", file: ofSize(16385), first: 3000,
+			before: func(fd int) error { return set(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1) }},
+		{name: "smallest window", file: ofSize(65537), first: 3000, by: 100,
+			before: func(fd int) error { return set(fd, unix.SOL_TCP, unix.TCP_WINDOW_CLAMP, 1) }},
+		{name: "smallest segments", file: medium, first: 1000,
+			before: func(fd int) error { return set(fd, unix.SOL_TCP, unix.TCP_MAXSEG, 88) }},
+		{name: "smallest segments and buffer", file: ofSize(65537), by: 77,
+			before: func(fd int) error {
+				return firstError(set(fd, unix.SOL_TCP, unix.TCP_MAXSEG, 88), set(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1))
+			}},
+		{name: "acknowledgements by turns", file: medium, by: 5000,
+			reading: func(fd, n int) error { return set(fd, unix.SOL_TCP, unix.TCP_QUICKACK, n%2) }},
+		{name: "corked", file: medium,
+			reading: func(fd, n int) error {
+				return firstError(set(fd, unix.SOL_TCP, unix.TCP_CORK, 1), set(fd, unix.SOL_TCP, unix.TCP_CORK, 0))
+			}},
+	}
+}
+
+// TestNarrowTCP: with the smallest buffers, windows and segments that TCP allows,
+// at the server by the system's parameters and at the client by socket options,
+// a file comes whole, by sendfile.
+func TestNarrowTCP(t *testing.T) {
+	notEmulated(t)
+	all := oddClients()
+	for _, system := range []struct {
+		name, parameter, value string
+		clients                []odd
+	}{
+		{"as it is", "", "", all},
+		{"tcp_notsent_lowat", "net/ipv4/tcp_notsent_lowat", "1", all},
+		// Less than a record: each waits until the client has acknowledged the last.
+		{"tcp_wmem", "net/ipv4/tcp_wmem", "4096 4096 4096", []odd{
+			{name: "ordinary", file: ofSize(65537)},
+			{name: "smallest segments", file: ofSize(65537), before: all[3].before},
+		}},
+	} {
+		t.Run(system.name, func(t *testing.T) {
+			if system.parameter != "" {
+				sysctl(t, system.parameter, system.value)
+			}
+			c := start(t, listener{wrappers: "ktls"})
+			for _, o := range system.clients {
+				for _, proto := range []string{"h1", "h2"} {
+					t.Run(o.name+"/"+proto, func(t *testing.T) {
+						client := c.goClient(t, 0, proto, func(tr *http.Transport) {
+							tr.DialContext = func(context.Context, string, string) (net.Conn, error) { return o.dial(c.addr(0)) }
+						})
+						uri := fmt.Sprintf("/%s?%s-%s", o.file.name, proto, url.QueryEscape(o.name))
+						client.get(t, c.url(0, uri)).isFile(t, o.file)
+						c.tookFile(t, uri, o.file.size)
+					})
+				}
+			}
+		})
+	}
+}
