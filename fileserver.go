@@ -146,6 +146,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 // ktls handler stands behind another, the first decides: that is the one with
 // the more specific matcher.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	reserveHandlerStack(0)
 	if standsOnOurs(w) {
 		return next.ServeHTTP(w, r)
 	}

@@ -76,6 +76,13 @@ func (c *Conn) HandshakeContext(ctx context.Context) error {
 	if err := c.tls.HandshakeContext(ctx); err != nil {
 		return err
 	}
+	c.handshaken()
+	return nil
+}
+
+// handshaken follows the handshake. It is a function of its own so that its
+// variables take no room on the stack while that runs.
+func (c *Conn) handshaken() {
 	state := c.tls.ConnectionState()
 	c.version, c.suite = state.Version, state.CipherSuite
 	c.tap.handshakeDone(c.version, c.suite)
@@ -83,7 +90,6 @@ func (c *Conn) HandshakeContext(ctx context.Context) error {
 	if c.opts.UpgradeAtHandshake && state.NegotiatedProtocol != acmeTLS {
 		c.Upgrade() //nolint:errcheck // OnUpgrade and UpgradeErr tell
 	}
-	return nil
 }
 
 // acmeTLS is the protocol of connections that validate a name for an ACME CA:
