@@ -53,7 +53,8 @@ func Server(conn net.Conn, config *tls.Config, opts *Options) *Conn {
 	}
 	t := &tap{Conn: conn}
 	if opts.RX {
-		t.rx.state.Store(rxCount)
+		t.rx = new(receiver)
+		t.rxState.Store(rxCount)
 	}
 	t.conn = &Conn{tls: tls.Server(t, config), tap: t, opts: opts}
 	return t.conn
@@ -129,7 +130,7 @@ func (c *Conn) Info() Info {
 	if i.Offloaded {
 		i.Sequence, i.RecordSize, i.ZerocopyRO = c.sequence, c.recordSize, c.zerocopyRO
 	}
-	if c.tap.rx.state.Load() == rxKernel {
+	if c.tap.rxState.Load() == rxKernel {
 		i.Receiving, i.ExpectNoPad = true, c.tap.rx.noPad
 	}
 	return i

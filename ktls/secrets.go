@@ -45,7 +45,7 @@ func (t *tap) logged(line []byte) {
 	case LabelClientHandshake:
 		return // not needed: nor is parsing it
 	case LabelClientTraffic:
-		if t.rx.state.Load() == rxOff {
+		if t.rxState.Load() == rxOff {
 			return
 		}
 	}

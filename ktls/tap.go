@@ -49,12 +49,12 @@ type tap struct {
 	secrets secrets
 
 	// Used by the one reader, and after the handshake by others.
-	in     scanner
-	rx     receiver
-	hello  [helloLen]byte // begin of what the client sent
-	nin    int            // bytes of hello
-	broken atomic.Pointer[error]
-	ending atomic.Bool // Close was called: there will be no upgrade
+	rx      *receiver      // with Options.RX, else nil
+	rxState atomic.Int32   // rxOff without Options.RX
+	hello   [helloLen]byte // begin of what the client sent
+	nin     int            // bytes of hello
+	broken  atomic.Pointer[error]
+	ending  atomic.Bool // Close was called: there will be no upgrade
 }
 
 // sendState is what is proven of the sending direction of crypto/tls: its
@@ -80,10 +80,10 @@ func (t *tap) Read(p []byte) (int, error) {
 	if err := t.broken.Load(); err != nil {
 		return 0, *err
 	}
-	rx := t.rx.state.Load()
+	rx := t.rxState.Load()
 	switch rx {
 	case rxSingle:
-		p = t.in.one(p)
+		p = t.rx.in.one(p)
 	case rxKernel:
 		return 0, errors.New("ktls: crypto/tls reads no more")
 	}
