@@ -112,6 +112,10 @@ func (k *kernelTX) write(p []byte, more bool) (n int, err error) {
 	if !more {
 		return k.tcp.Write(p)
 	}
+	return k.writeMore(p) // whose variables are on the heap
+}
+
+func (k *kernelTX) writeMore(p []byte) (n int, err error) {
 	err = k.loop("sendto", func(fd int) error {
 		for n < len(p) {
 			m, err := unix.SendmsgN(fd, p[n:], nil, nil, unix.MSG_MORE|unix.MSG_NOSIGNAL)
