@@ -58,6 +58,7 @@ type handshake struct {
 // Read runs the handshake first. A connection that net/http would not have
 // served at all (handshake failed, protocol not ours) is at its end.
 func (c *conn) Read(p []byte) (int, error) {
+	reserveStack(0)
 	if err := c.handshake(); err != nil {
 		return 0, io.EOF
 	}
@@ -98,6 +99,7 @@ func (c *conn) handshake() error {
 	if h == nil {
 		return nil
 	}
+	reserveHandshakeStack(0)
 	h.once.Do(func() {
 		metrics.inFlight.Inc()
 		defer metrics.inFlight.Dec()
@@ -110,11 +112,14 @@ func (c *conn) handshake() error {
 	return h.err
 }
 
+// runHandshake has no large variables, and calls no function that is inlined and
+// has some: crypto/tls and Caddy need nearly 16 KiB of stack for a handshake, and
+// with a few hundred bytes more the stack would be doubled, and copied.
 func (c *conn) runHandshake(h *handshake) error {
 	l := c.listener
 	begin := time.Now()
 	if l.timeout > 0 {
-		c.Conn.SetDeadline(time.Now().Add(l.timeout))
+		c.Conn.SetDeadline(begin.Add(l.timeout))
 	}
 	if h.gate != nil {
 		h.gate.begin(l.timeout)
@@ -123,16 +128,26 @@ func (c *conn) runHandshake(h *handshake) error {
 	err := c.HandshakeContext(h.context(c.LocalAddr()))
 	countHandshake(begin, err)
 	if err != nil {
-		if e := l.logger.Check(zapcore.DebugLevel, "TLS handshake error"); e != nil {
-			e.Write(zap.Stringer("remote", c.RemoteAddr()), zap.Error(err))
-		}
-		var re tls.RecordHeaderError
-		if errors.As(err, &re) && re.Conn != nil && looksLikeHTTP(re.RecordHeader) {
-			io.WriteString(re.Conn, "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n")
-		}
-		c.Close()
+		c.handshakeFailed(err)
 		return err
 	}
+	return c.handshaken(h)
+}
+
+// handshakeFailed says so, also to a client that doesn't speak TLS.
+func (c *conn) handshakeFailed(err error) {
+	if e := c.listener.logger.Check(zapcore.DebugLevel, "TLS handshake error"); e != nil {
+		e.Write(zap.Stringer("remote", c.RemoteAddr()), zap.Error(err))
+	}
+	var re tls.RecordHeaderError
+	if errors.As(err, &re) && re.Conn != nil && looksLikeHTTP(re.RecordHeader) {
+		io.WriteString(re.Conn, "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n")
+	}
+	c.Close()
+}
+
+// handshaken prepares for the protocol that was negotiated.
+func (c *conn) handshaken(h *handshake) error {
 	deadline := h.restoreDeadline(c.Conn)
 	c.countCurrent()
 
@@ -146,7 +161,7 @@ func (c *conn) runHandshake(h *handshake) error {
 			return errors.New("HTTP/2 prohibits " + tls.CipherSuiteName(state.CipherSuite))
 		}
 		c.h2, c.http2 = true, &http2Conn{deadline: deadline}
-		if size := l.opts.RecordSize; size > 0 {
+		if size := c.listener.opts.RecordSize; size > 0 {
 			c.http2.frames.Record = size - 1 // in TLS 1.3 the type counts
 		}
 	case "", "http/1.1", "http/1.0":
@@ -271,6 +286,7 @@ func (c *conn) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	if c.http2 != nil {
+		reserveStack(0)
 		return c.writeHTTP2(p)
 	}
 	if c.body != nil || isStandIn(p) {

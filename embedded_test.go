@@ -154,7 +154,7 @@ func answerTo(t *testing.T, client *http.Client, req *http.Request) string {
 }
 
 // freePorts are ports of 127.0.0.1 that nobody listens on.
-func freePorts(t *testing.T, n int) (ports []int) {
+func freePorts(t testing.TB, n int) (ports []int) {
 	t.Helper()
 	for range n {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -168,7 +168,7 @@ func freePorts(t *testing.T, n int) (ports []int) {
 }
 
 // load runs a configuration in this process until the test ends.
-func load(t *testing.T, config []byte) {
+func load(t testing.TB, config []byte) {
 	t.Helper()
 	if err := caddy.Load(config, true); err != nil {
 		t.Fatal(err)
@@ -181,7 +181,7 @@ func load(t *testing.T, config []byte) {
 }
 
 // selfSigned returns a folder with a certificate for localhost and its key.
-func selfSigned(t *testing.T) string {
+func selfSigned(t testing.TB) string {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -77,7 +77,8 @@ type Handler struct {
 	// File systems not to send from, although they are trusted by default.
 	DenyFS []string `json:"deny_fs,omitempty"`
 
-	logger *zap.Logger
+	logger   *zap.Logger
+	unlogged bool // the server has no access log
 }
 
 // The defaults of Handler.MinSize, in bytes: where sendfile costs no more than the
@@ -122,8 +123,11 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
-	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok && !h.Off {
-		pairs.handler(ctx, server, h.logger)
+	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+		h.unlogged = server.Logs == nil
+		if !h.Off {
+			pairs.handler(ctx, server, h.logger)
+		}
 	}
 	ktls.Probe() // not with the first request
 	framing.StandIn(0, int(h.HTTP2FrameSize))
@@ -142,21 +146,29 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 // ktls handler stands behind another, the first decides: that is the one with
 // the more specific matcher. A response that has begun through one stays its own.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	if standsOnOurs(w) || hasBegun(r) {
+	reserveHandlerStack(0)
+	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	first, _ := vars[firstVar].(*responseWriter)
+	if standsOnOurs(w) || first != nil && first.latest.wroteHeader {
 		return next.ServeHTTP(w, r)
 	}
 	rw := &responseWriter{
-		ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
+		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
 		handler:               h,
+		ctx:                   r.Context(),
+		http2:                 r.ProtoMajor == 2,
 		length:                -1,
 	}
-	rw.conn, rw.reason = h.eligible(r)
-	rw.http2 = r.ProtoMajor == 2
-	rw.ctx = r.Context()
-	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
-		extra.Set(zap.Object("ktls", rw))
+	rw.own, _ = rw.ctx.Value(connKey{}).(*conn)
+	if rw.reason = h.ineligible(r, rw.own); rw.reason == "" {
+		rw.conn = rw.own
 	}
-	rw.answerPlaceholders(r)
+	if !h.unlogged {
+		if extra, ok := rw.ctx.Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+			extra.Set(zap.Object("ktls", rw))
+		}
+	}
+	rw.answerPlaceholders(vars, first)
 	var err error
 	defer func() { // also in a panic, which is an answer of its own
 		if rw.stream != nil {
@@ -187,38 +199,28 @@ func standsOnOurs(w http.ResponseWriter) bool {
 	}
 }
 
-// hasBegun reports whether the header of r's response went through a
-// responseWriter before: then the handlers are run once more, and there is nothing
-// left to send a file for.
-func hasBegun(r *http.Request) bool {
-	c, ok := caddyhttp.GetVar(r.Context(), currentVar).(*current)
-	return ok && c.w.wroteHeader
-}
-
-// eligible applies the rules that need no response. It returns the connection
-// to send files on, or nil and the reason.
-func (h *Handler) eligible(r *http.Request) (*conn, string) {
-	if h.Off {
-		return nil, reasonDisabled
-	}
-	c, ok := r.Context().Value(connKey{}).(*conn)
+// ineligible applies the rules that need no response. It returns why no file can
+// be sent on c, the request's connection or nil if it isn't ours; else "".
+func (h *Handler) ineligible(r *http.Request, c *conn) string {
 	switch {
+	case h.Off:
+		return reasonDisabled
 	case r.ProtoMajor == 3:
-		return nil, reasonHTTP3
-	case !ok && !ktls.Probe().Usable():
-		return nil, ktls.ReasonKernel
-	case !ok:
-		return nil, reasonNotWrapped
+		return reasonHTTP3
+	case c == nil && !ktls.Probe().Usable():
+		return ktls.ReasonKernel
+	case c == nil:
+		return reasonNotWrapped
 	case r.Method != http.MethodGet || clientMethod(r) != http.MethodGet:
-		return nil, reasonMethod
+		return reasonMethod
 	case r.ProtoMajor == 2 && h.HTTP2 != nil && !*h.HTTP2:
-		return nil, reasonHTTP2
+		return reasonHTTP2
 	case r.ProtoMajor == 2:
-		return c, ""
+		return ""
 	case standInWorks() != nil:
-		return nil, reasonUnknownHTTP1
+		return reasonUnknownHTTP1
 	}
-	return c, ""
+	return ""
 }
 
 // clientMethod is the method the client used. Handlers may change r's, but
@@ -233,9 +235,11 @@ func clientMethod(r *http.Request) string {
 // responseWriter sends what it can of a response by sendfile. It is used by the
 // one goroutine that serves the request.
 type responseWriter struct {
-	*caddyhttp.ResponseWriterWrapper
+	caddyhttp.ResponseWriterWrapper
 	handler *Handler
-	conn    *conn // nil if the request rules the kernel out
+	own     *conn           // that the request came on; nil if it isn't ours
+	conn    *conn           // the same; nil if the request rules the kernel out
+	latest  *responseWriter // of the request, as far as its first one knows
 	http2   bool
 	ctx     context.Context // of the request
 	reason  string          // why not sendfile; empty while nothing was decided
@@ -244,6 +248,7 @@ type responseWriter struct {
 	wroteBody   bool
 	multiRange  bool   // a multipart/byteranges response
 	length      int64  // Content-Length that went out; -1 if there is none
+	fields      int    // of the header, when it was last looked at
 	promised    string // the first Content-Length that was in the header
 	withdrawn   bool   // it was changed or removed again
 	typed       bool   // Content-Type is settled
@@ -268,44 +273,35 @@ func (w *responseWriter) MarshalLogObject(enc zapcore.ObjectEncoder) error {
 	return nil
 }
 
-// currentVar is the request variable with the responseWriter under way: an error
-// route may have one of its own.
-const currentVar = "github.com/caddy-ktls/caddy-ktls.current"
+// firstVar is the request variable with the request's first responseWriter: an
+// error route may have one of its own.
+const firstVar = "github.com/caddy-ktls/caddy-ktls"
 
-// current is the value of currentVar.
-type current struct {
-	w    *responseWriter
-	conn *conn // of the request; nil if it isn't ours
-}
-
-// answerPlaceholders makes w the one that {http.ktls.*} tell of.
-func (w *responseWriter) answerPlaceholders(r *http.Request) {
-	ctx := r.Context()
-	if c, ok := caddyhttp.GetVar(ctx, currentVar).(*current); ok {
-		c.w = w
+// answerPlaceholders makes w the one that {http.ktls.*} tell of. first is that of
+// vars, the request's variables, or nil.
+func (w *responseWriter) answerPlaceholders(vars map[string]any, first *responseWriter) {
+	if first != nil {
+		first.latest = w
 		return
 	}
-	repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
-	if !ok {
-		return
+	if repl, ok := w.ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok && vars != nil {
+		w.latest = w
+		vars[firstVar] = w
+		repl.Map(w.placeholder)
 	}
-	own, _ := ctx.Value(connKey{}).(*conn)
-	c := &current{w, own}
-	caddyhttp.SetVar(ctx, currentVar, c)
-	repl.Map(c.placeholder)
 }
 
 // placeholder answers for {http.ktls.*}. What it says of a response is settled
 // once the response was written, as for log_append.
-func (c *current) placeholder(key string) (any, bool) {
+func (w *responseWriter) placeholder(key string) (any, bool) {
 	name, ok := strings.CutPrefix(key, "http.ktls.")
 	if !ok {
 		return nil, false
 	}
-	path, reason := c.w.outcome()
+	path, reason := w.latest.outcome()
 	switch name {
 	case "offloaded":
-		return c.conn != nil && c.conn.Offloaded(), true
+		return w.own != nil && w.own.Offloaded(), true
 	case "path":
 		return path, true
 	case "reason":
@@ -345,17 +341,23 @@ func (w *responseWriter) noFile() string {
 // `encode` and `templates` do, must take it out or change it.
 func (w *responseWriter) Header() http.Header {
 	h := w.ResponseWriterWrapper.Header()
-	if !w.wroteHeader && w.reason == "" {
+	if !w.wroteHeader && w.reason == "" && (w.promised != "" || len(h) != w.fields) {
+		w.fields = len(h)
 		w.watchLength(h)
 	}
 	return h
 }
 
-func (w *responseWriter) watchLength(h http.Header) {
-	length := ""
-	if v := h["Content-Length"]; len(v) > 0 {
-		length = v[0]
+// first is the first value of a header field, or "".
+func first(values []string) string {
+	if len(values) == 0 {
+		return ""
 	}
+	return values[0]
+}
+
+func (w *responseWriter) watchLength(h http.Header) {
+	length := first(h["Content-Length"])
 	if w.promised == "" {
 		w.promised = length
 	}
@@ -382,10 +384,10 @@ func (w *responseWriter) WriteHeader(status int) {
 	w.typed = typed
 	w.multiRange = status == http.StatusPartialContent && len(contentType) > 0 &&
 		strings.HasPrefix(contentType[0], "multipart/byteranges")
-	if status == http.StatusNoContent || status == http.StatusNotModified || h.Get("Transfer-Encoding") != "" {
+	if status == http.StatusNoContent || status == http.StatusNotModified || first(h["Transfer-Encoding"]) != "" {
 		return
 	}
-	if n, err := strconv.ParseInt(h.Get("Content-Length"), 10, 64); err == nil && n >= 0 {
+	if n, err := strconv.ParseInt(first(h["Content-Length"]), 10, 64); err == nil && n >= 0 {
 		w.length = n
 	}
 	if w.http2 && w.length >= w.minSize() {
@@ -462,11 +464,10 @@ func (w *responseWriter) plan(r io.Reader) *sending {
 		w.reason = reason
 		return nil
 	}
-	file, limits := unwrapFile(r)
+	file, n := unwrapFile(r)
 	if file == nil {
 		return refuse(w.noFile())
 	}
-	n := remaining(limits)
 	switch {
 	case w.length < 0:
 		return refuse(reasonChunked)
@@ -507,34 +508,38 @@ func (w *responseWriter) plan(r io.Reader) *sending {
 	if err := w.conn.upgrade(); err != nil {
 		return refuse(upgradeError(err).Reason)
 	}
-	return &sending{w: w, file: file, off: off, n: n, limits: limits, idle: idle, ctx: w.ctx}
+	return &sending{w: w, file: file, off: off, n: n, limits: limitsOf(r), idle: idle, ctx: w.ctx}
 }
 
-// unwrapFile finds the file under any number of limits.
-func unwrapFile(r io.Reader) (*os.File, []*io.LimitedReader) {
-	var limits []*io.LimitedReader
+// unwrapFile finds the file under any number of limits, and what they leave of it;
+// -1 if there are none.
+func unwrapFile(r io.Reader) (f *os.File, left int64) {
+	left = -1
 	for {
 		switch v := r.(type) {
 		case *io.LimitedReader:
-			limits = append(limits, v)
+			if left < 0 || v.N < left {
+				left = max(v.N, 0)
+			}
 			r = v.R
 		case *os.File:
-			return v, limits
+			return v, left
 		default:
-			return nil, nil
+			return nil, 0
 		}
 	}
 }
 
-// remaining is what the limits leave; -1 if there are none.
-func remaining(limits []*io.LimitedReader) int64 {
-	n := int64(-1)
-	for _, l := range limits {
-		if n < 0 || l.N < n {
-			n = max(l.N, 0)
+// limitsOf are the limits around a file.
+func limitsOf(r io.Reader) (limits []*io.LimitedReader) {
+	for {
+		l, ok := r.(*io.LimitedReader)
+		if !ok {
+			return limits
 		}
+		limits = append(limits, l)
+		r = l.R
 	}
-	return n
 }
 
 // Interface guards

@@ -39,12 +39,12 @@ func TestUnwrapFileFindsTheFileUnderItsLimits(t *testing.T) {
 		"hidden in struct": {limit(struct{ io.Reader }{f}, 10), false, 0},
 		"multi reader":     {io.MultiReader(f), false, 0},
 	} {
-		file, limits := unwrapFile(test.r)
+		file, left := unwrapFile(test.r)
 		if (file != nil) != test.file {
 			t.Errorf("%s: file %v", name, file)
 		}
-		if test.file && remaining(limits) != test.left {
-			t.Errorf("%s: %d left, want %d", name, remaining(limits), test.left)
+		if test.file && left != test.left {
+			t.Errorf("%s: %d left, want %d", name, left, test.left)
 		}
 	}
 }
@@ -191,7 +191,7 @@ type wrappedConn struct{ net.Conn }
 func TestFlushSettlesTheHeader(t *testing.T) {
 	lengths := make(chan int64, 2)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		rw := &responseWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, conn: bareConn(), length: -1}
+		rw := &responseWriter{ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, conn: bareConn(), length: -1}
 		early := r.URL.Path == "/early"
 		if early {
 			rw.Header().Set("Content-Length", "3")

@@ -1,7 +1,6 @@
 package caddyktls
 
 import (
-	"context"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -33,7 +32,7 @@ func TestReason(t *testing.T) {
 		h := &Handler{MinSize: 1, AllowFS: fileSystemNames()}
 		var path, reason string
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			rw := &responseWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, handler: h, conn: bareConn(), length: -1}
+			rw := &responseWriter{ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, handler: h, conn: bareConn(), length: -1}
 			rw.Header().Set("Content-Type", "application/octet-stream")
 			rw.Header().Set("Content-Length", strconv.Itoa(size+1)) // it had that when it was opened
 			io.CopyN(rw, f, size+1)
@@ -56,8 +55,8 @@ func TestReason(t *testing.T) {
 	t.Run("http3", func(t *testing.T) {
 		r := httptest.NewRequest(http.MethodGet, "/", nil)
 		r.Proto, r.ProtoMajor, r.ProtoMinor = "HTTP/3.0", 3, 0
-		if c, reason := new(Handler).eligible(r); c != nil || reason != "http3" {
-			t.Errorf("%v, %s", c, reason)
+		if reason := new(Handler).ineligible(r, nil); reason != "http3" {
+			t.Error(reason)
 		}
 	})
 	t.Run("http2_unknown_server", func(t *testing.T) {
@@ -82,7 +81,7 @@ func TestReason(t *testing.T) {
 		h := &Handler{MinSize: 1, AllowFS: fileSystemNames()}
 		var path, reason string
 		srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			rw := &responseWriter{ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, handler: h, conn: bareConn(), http2: true, length: -1}
+			rw := &responseWriter{ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, handler: h, conn: bareConn(), http2: true, length: -1}
 			rw.Header().Set("Content-Type", "application/octet-stream")
 			rw.Header().Set("Content-Length", strconv.Itoa(size))
 			io.CopyN(rw, f, size)
@@ -109,9 +108,8 @@ func TestReason(t *testing.T) {
 		defer func() { standInWorks = works }()
 		standInWorks = func() error { return io.ErrShortWrite }
 		r := httptest.NewRequest(http.MethodGet, "/", nil)
-		r = r.WithContext(context.WithValue(r.Context(), connKey{}, &conn{}))
-		if c, reason := new(Handler).eligible(r); c != nil || reason != "http1_unknown_server" {
-			t.Errorf("%v, %s", c, reason)
+		if reason := new(Handler).ineligible(r, &conn{}); reason != "http1_unknown_server" {
+			t.Error(reason)
 		}
 	})
 }

@@ -55,7 +55,8 @@ func Server(conn net.Conn, config *tls.Config, opts *Options) *Conn {
 	}
 	t := &tap{Conn: conn}
 	if opts.RX {
-		t.rx.state.Store(rxCount)
+		t.rx = new(receiver)
+		t.rxState.Store(rxCount)
 	}
 	t.conn = &Conn{tls: tls.Server(t, config), tap: t, opts: opts}
 	return t.conn
@@ -78,6 +79,13 @@ func (c *Conn) HandshakeContext(ctx context.Context) error {
 	if err := c.tls.HandshakeContext(ctx); err != nil {
 		return err
 	}
+	c.handshaken()
+	return nil
+}
+
+// handshaken follows the handshake. It is a function of its own so that its
+// variables take no room on the stack while that runs.
+func (c *Conn) handshaken() {
 	state := c.tls.ConnectionState()
 	c.version, c.suite = state.Version, state.CipherSuite
 	c.tap.handshakeDone(c.version, c.suite)
@@ -85,7 +93,6 @@ func (c *Conn) HandshakeContext(ctx context.Context) error {
 	if c.opts.UpgradeAtHandshake && state.NegotiatedProtocol != acmeTLS {
 		c.Upgrade() //nolint:errcheck // OnUpgrade and UpgradeErr tell
 	}
-	return nil
 }
 
 // acmeTLS is the protocol of connections that validate a name for an ACME CA:
@@ -125,7 +132,7 @@ func (c *Conn) Info() Info {
 	if i.Offloaded {
 		i.Sequence, i.RecordSize, i.ZerocopyRO = c.sequence, c.recordSize, c.zerocopyRO
 	}
-	if c.tap.rx.state.Load() == rxKernel {
+	if c.tap.rxState.Load() == rxKernel {
 		i.Receiving, i.ExpectNoPad = true, c.tap.rx.noPad
 	}
 	return i

@@ -853,7 +853,7 @@ func BenchmarkSendFile(b *testing.B) {
 }
 
 // benchLink is a link to a client that throws away what it gets, still sealed.
-func benchLink(b *testing.B, upgraded bool) (*link, <-chan received) {
+func benchLink(b testing.TB, upgraded bool) (*link, <-chan received) {
 	b.Helper()
 	if upgraded {
 		needKTLS(b)

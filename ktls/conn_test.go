@@ -531,7 +531,7 @@ var nettestKinds = map[string]func(t *testing.T) func(net.Conn, *tls.Config) (ne
 		return func(c net.Conn, config *tls.Config) (net.Conn, error) {
 			conn := Server(c, ServerConfig(config), &Options{RX: true, UpgradeAtHandshake: true})
 			err := conn.Handshake()
-			if err == nil && conn.tap.rx.state.Load() != rxSingle {
+			if err == nil && conn.tap.rxState.Load() != rxSingle {
 				err = errors.New("the kernel won't receive")
 			}
 			return conn, err

@@ -111,6 +111,10 @@ func (k *kernelTX) write(p []byte, more bool) (n int, err error) {
 	if !more {
 		return moved("write", p, k.tcp.Write)
 	}
+	return k.writeMore(p) // whose variables are on the heap
+}
+
+func (k *kernelTX) writeMore(p []byte) (n int, err error) {
 	err = k.loop("sendto", func(fd int) error {
 		for n < len(p) {
 			m, err := sendMore(fd, p[n:])

@@ -107,7 +107,7 @@ func (t *tap) prove12() (*sendState, error) {
 	if err != nil {
 		return nil, err
 	}
-	if t.rx.state.Load() != rxOff {
+	if t.rxState.Load() != rxOff {
 		t.rx.keys = client
 	} else {
 		client.Wipe()

@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"sync/atomic"
 
 	"github.com/caddy-ktls/caddy-ktls/internal/lockorder"
 )
 
-// Where a connection stands on the way to a kernel that decrypts ([Options.RX]).
+// Values of tap.rxState: where a connection stands on the way to a kernel that
+// decrypts ([Options.RX]).
 const (
 	rxOff    = iota // crypto/tls receives, for good
 	rxCount         // crypto/tls receives; the tap counts records
@@ -25,9 +25,9 @@ const (
 // application data. Then neither has anything left that the kernel would miss.
 type receiver struct {
 	reading lockorder.Mutex[lockorder.Stream] // held by Conn.Read; before tap.gate
-	state   atomic.Int32
 
 	// For whoever reads: the handshake, then Conn.Read with reading held.
+	in        scanner
 	protected uint64   // records with the outer type of application data
 	sealed    uint64   // records since ChangeCipherSpec
 	changed   bool     // there was a ChangeCipherSpec
@@ -43,7 +43,7 @@ type receiver struct {
 	updates   updateBudget
 	err       error // final error of Read
 
-	noPad bool // TLS_RX_EXPECT_NO_PAD is set; set before state is rxKernel
+	noPad bool // TLS_RX_EXPECT_NO_PAD is set; set before tap.rxState is rxKernel
 
 	// Guarded by tap.mu.
 	keys   *Keys // of the client, in TLS 1.2
@@ -62,8 +62,11 @@ type update struct {
 // maxEarly bounds the records that are kept until the handshake is complete.
 const maxEarly = 4
 
-// wipe wipes what is secret. tap.mu is held.
+// wipe wipes what is secret, if there is a receiver. tap.mu is held.
 func (r *receiver) wipe() {
+	if r == nil {
+		return
+	}
 	if r.keys != nil {
 		r.keys.Wipe()
 	}
@@ -73,7 +76,7 @@ func (r *receiver) wipe() {
 
 // offReceiving leaves receiving to crypto/tls, for good.
 func (t *tap) offReceiving() {
-	t.rx.state.Store(rxOff)
+	t.rxState.Store(rxOff)
 	t.mu.Lock()
 	t.rx.wipe()
 	t.mu.Unlock()
@@ -95,13 +98,13 @@ func (s *scanner) one(p []byte) []byte {
 // received follows what was read for crypto/tls. alone says that crypto/tls gets
 // one record at a time.
 func (t *tap) received(p []byte, alone bool) {
-	r := &t.rx
+	r := t.rx
 	for len(p) > 0 {
-		if !t.in.partial() {
+		if !r.in.partial() {
 			r.rec, r.alone, r.delivered, r.drained = r.rec[:0], alone, 0, false
 		}
-		n, end := t.in.scan(p)
-		if r.alone || t.in.have < RecordHeaderLen || t.maybeKeyUpdate() {
+		n, end := r.in.scan(p)
+		if r.alone || r.in.have < RecordHeaderLen || t.maybeKeyUpdate() {
 			r.rec = append(r.rec, p[:n]...)
 		}
 		p = p[n:]
@@ -115,19 +118,19 @@ func (t *tap) received(p []byte, alone bool) {
 // without padding: see tap.watched. One with padding goes unnoticed, and the
 // proof will fail.
 func (t *tap) maybeKeyUpdate() bool {
-	return t.in.hdr[0] == RecordTypeApplicationData && t.in.length() == 5+1+tagLen
+	return t.rx.in.hdr[0] == RecordTypeApplicationData && t.rx.in.length() == 5+1+tagLen
 }
 
 func (t *tap) receivedRecord() {
-	r := &t.rx
-	if t.in.hdr[0] == RecordTypeChangeCipherSpec {
+	r := t.rx
+	if r.in.hdr[0] == RecordTypeChangeCipherSpec {
 		r.changed = true
 		return
 	}
 	if r.changed {
 		r.sealed++
 	}
-	if t.in.hdr[0] != RecordTypeApplicationData {
+	if r.in.hdr[0] != RecordTypeApplicationData {
 		return
 	}
 	r.protected++
@@ -152,7 +155,7 @@ func (t *tap) followUpdates(records ...update) {
 	if t.conn.version != tls.VersionTLS13 {
 		return
 	}
-	r := &t.rx
+	r := t.rx
 	early := r.early
 	r.early = nil
 	t.mu.Lock()
@@ -176,7 +179,7 @@ func (t *tap) followUpdates(records ...update) {
 // handshake: Finished, and before it what client certificates need. How many
 // shows in which sequence number opens the record. tap.mu is held.
 func (t *tap) openReceived13(rec []byte, index uint64) (typ byte, data []byte, err error) {
-	r := &t.rx
+	r := t.rx
 	if r.opener == nil {
 		if r.secret == nil {
 			return 0, nil, errors.New("crypto/tls logged no traffic secret of the client")
@@ -207,7 +210,7 @@ func (t *tap) openReceived13(rec []byte, index uint64) (typ byte, data []byte, e
 // number of its next record, if they open the last record read as what crypto/tls
 // made of it.
 func (t *tap) proveReceived() (keys *Keys, next uint64, err error) {
-	r := &t.rx
+	r := t.rx
 	if r.missed {
 		return nil, 0, errors.New("too many records came with the handshake")
 	}
@@ -251,14 +254,14 @@ func (t *tap) proveReceived() (keys *Keys, next uint64, err error) {
 // read record by record, so that the kernel can take over. tap.wmu is held.
 func (c *Conn) prepareReceiving() {
 	t := c.tap
-	if t.rx.state.Load() != rxCount {
+	if t.rxState.Load() != rxCount {
 		return
 	}
 	if err := c.canReceive(); err != nil {
 		c.receiving(err)
 		return
 	}
-	t.rx.state.CompareAndSwap(rxCount, rxSingle)
+	t.rxState.CompareAndSwap(rxCount, rxSingle)
 }
 
 func (c *Conn) canReceive() error {
@@ -288,16 +291,16 @@ func (c *Conn) receiving(err error) {
 
 // receive is Read where the kernel shall decrypt.
 func (c *Conn) receive(p []byte) (int, error) {
-	r := &c.tap.rx
+	r := c.tap.rx
 	r.reading.Lock()
 	defer r.reading.Unlock()
 	if len(p) == 0 {
 		return 0, nil
 	}
-	if r.drained && r.state.Load() == rxSingle {
+	if r.drained && c.tap.rxState.Load() == rxSingle {
 		c.takeOver()
 	}
-	if r.state.Load() == rxKernel {
+	if c.tap.rxState.Load() == rxKernel {
 		return c.readKernel(p)
 	}
 	n, err := c.readTLS(p)
@@ -312,12 +315,12 @@ func (c *Conn) receive(p []byte) (int, error) {
 // has no more of the record if it didn't fill the buffer, or if there is no room
 // for more in the record.
 func (c *Conn) consumed(n, size int, err error) {
-	r := &c.tap.rx
+	r := c.tap.rx
 	if n == 0 || !r.alone {
 		return
 	}
 	r.delivered += n
-	r.drained = err == nil && (n < size || r.delivered == c.tap.in.length()-c.overhead())
+	r.drained = err == nil && (n < size || r.delivered == r.in.length()-c.overhead())
 }
 
 // overhead is how many bytes longer than its content a record's payload is,
@@ -336,8 +339,8 @@ func (c *Conn) overhead() int {
 // takeOver lets the kernel decrypt from the next record on. Whatever fails
 // leaves reading with crypto/tls.
 func (c *Conn) takeOver() {
-	t, r := c.tap, &c.tap.rx
-	if t.in.partial() {
+	t, r := c.tap, c.tap.rx
+	if r.in.partial() {
 		return
 	}
 	var keys *Keys
@@ -371,7 +374,7 @@ func (c *Conn) takeOver() {
 		r.wipe()
 	}
 	t.mu.Unlock()
-	r.state.Store(rxKernel)
+	t.rxState.Store(rxKernel)
 	c.receiving(nil)
 }
 

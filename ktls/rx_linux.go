@@ -83,7 +83,7 @@ func (k *kernelRX) clearError() {
 // readKernel reads application data that the kernel has decrypted. reading is
 // held.
 func (c *Conn) readKernel(p []byte) (int, error) {
-	r := &c.tap.rx
+	r := c.tap.rx
 	for {
 		if len(r.rest) > 0 {
 			n := copy(p, r.rest)
@@ -115,7 +115,7 @@ func (c *Conn) readKernel(p []byte) (int, error) {
 // demands. It returns nil if reading can go on, and what nothing says if there is
 // no record.
 func (c *Conn) readControl(nothing func() error) error {
-	r := &c.tap.rx
+	r := c.tap.rx
 	// Two bytes are a whole alert. With room for more, some kernels would add the
 	// next one to it.
 	var buf [5]byte
@@ -163,7 +163,7 @@ const maxUseless = 16
 var errUseless = errors.New("ktls: too many ignored records")
 
 func (c *Conn) uselessRecord() error {
-	r := &c.tap.rx
+	r := c.tap.rx
 	r.useless++
 	if r.useless > maxUseless {
 		return c.endRead(alertUnexpectedMessage, errUseless)
@@ -210,7 +210,7 @@ func (c *Conn) handshakeReceived(msg []byte, ended bool) error {
 	if err := c.uselessRecord(); err != nil {
 		return err
 	}
-	t, r := c.tap, &c.tap.rx
+	t, r := c.tap, c.tap.rx
 	refuse := func(alert byte, err error) error {
 		t.lockWrite()
 		defer t.unlockWrite()
@@ -235,7 +235,7 @@ func (c *Conn) handshakeReceived(msg []byte, ended bool) error {
 
 // nextReceiveKey gives the kernel the client's next key.
 func (c *Conn) nextReceiveKey() error {
-	t, r := c.tap, &c.tap.rx
+	t, r := c.tap, c.tap.rx
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if r.secret == nil {
@@ -288,7 +288,7 @@ func (t *tap) endReceiving(alert byte, err error) {
 // error. wmu is held.
 func (t *tap) writeFailed(err error) {
 	alert, ok := alertFor(err)
-	if ok && t.rx.state.Load() == rxKernel && !errors.Is(err, unix.EINVAL) { // that may be the file's
+	if ok && t.rxState.Load() == rxKernel && !errors.Is(err, unix.EINVAL) { // that may be the file's
 		t.endReceiving(alert, &net.OpError{Op: "local error", Err: tls.AlertError(alert)})
 	}
 }

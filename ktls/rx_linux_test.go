@@ -666,7 +666,7 @@ func TestCloseWakesReader(t *testing.T) {
 				if n, err := l.Read(make([]byte, 1)); n != 0 || !errors.Is(err, test.want) {
 					t.Errorf("later Read: %d, %v", n, err)
 				}
-				if got := l.tap.rx.state.Load(); state == rxKernel && got != state {
+				if got := l.tap.rxState.Load(); state == rxKernel && got != state {
 					t.Errorf("state %d", got)
 				}
 			})
@@ -1028,7 +1028,7 @@ func TestReceiveUnproven(t *testing.T) {
 				l := setup{opts: Options{RX: true}}.connect(t)
 				client := l.with(s)
 				l.mustUpgrade()
-				spoil(&l.tap.rx)
+				spoil(l.tap.rx)
 				checkStays(t, l, client, ReasonUnproven)
 			})
 		}
@@ -1125,7 +1125,7 @@ func TestReceiveWipesSecrets(t *testing.T) {
 		l := setup{opts: Options{RX: true}}.connect(t)
 		client := l.with(s)
 		l.mustUpgrade()
-		r := &l.tap.rx
+		r := l.tap.rx
 		secret, keys := r.secret, r.keys
 		if s.version == tls.VersionTLS13 && bytes.Count(secret, []byte{0}) == len(secret) {
 			t.Error("no secret")

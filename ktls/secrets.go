@@ -1,6 +1,7 @@
 package ktls
 
 import (
+	"bytes"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -49,6 +50,14 @@ func (k *keyLog) Write(line []byte) (n int, err error) {
 // logged keeps a key-log line. A line it can't read is left out, and the proof
 // will fail.
 func (t *tap) logged(line []byte) {
+	switch label, _, _ := bytes.Cut(line, []byte(" ")); string(label) {
+	case LabelClientHandshake:
+		return // not needed: nor is parsing it
+	case LabelClientTraffic:
+		if t.rxState.Load() == rxOff {
+			return
+		}
+	}
 	l, err := ParseKeyLogLine(line)
 	if err != nil {
 		return
@@ -65,9 +74,7 @@ func (t *tap) logged(line []byte) {
 	case LabelTLS12:
 		dst = &s.master
 	case LabelClientTraffic:
-		if t.rx.state.Load() != rxOff {
-			dst = &t.rx.secret
-		}
+		dst = &t.rx.secret
 	}
 	if dst == nil {
 		clear(l.Secret)

@@ -19,7 +19,7 @@ const enough = pipeSize - MaxPlaintext
 // spliceTo moves application data from the socket to dst through a pipe, until
 // something else than that comes. errNoSplice: the kernel doesn't decrypt yet.
 func (c *Conn) spliceTo(dst *net.TCPConn) (total int64, err error) {
-	if c.tap.rx.state.Load() != rxKernel {
+	if c.tap.rxState.Load() != rxKernel {
 		return 0, errNoSplice
 	}
 	to, err := dst.SyscallConn()
@@ -53,7 +53,7 @@ func (c *Conn) spliceTo(dst *net.TCPConn) (total int64, err error) {
 // Records of other types are dealt with. The error is final, but for that of a
 // deadline.
 func (c *Conn) drainTo(pipe int) (n int64, err error) {
-	r := &c.tap.rx
+	r := c.tap.rx
 	r.reading.Lock()
 	defer r.reading.Unlock()
 	for n == 0 && err == nil {

@@ -50,13 +50,13 @@ type tap struct {
 	secrets secrets
 
 	// Used by the one reader, and after the handshake by others.
-	in     scanner
-	rx     receiver
-	hello  [helloLen]byte // begin of what the client sent
-	nin    int            // bytes of hello
-	broken atomic.Pointer[error]
-	ending atomic.Bool // Close was called: there will be no upgrade
-	closed atomic.Bool // for good: secrets are wiped by whoever has wmu
+	rx      *receiver      // with Options.RX, else nil
+	rxState atomic.Int32   // rxOff without Options.RX
+	hello   [helloLen]byte // begin of what the client sent
+	nin     int            // bytes of hello
+	broken  atomic.Pointer[error]
+	ending  atomic.Bool // Close was called: there will be no upgrade
+	closed  atomic.Bool // for good: secrets are wiped by whoever has wmu
 }
 
 // sendState is what is proven of the sending direction of crypto/tls: its
@@ -82,10 +82,10 @@ func (t *tap) Read(p []byte) (int, error) {
 	if err := t.broken.Load(); err != nil {
 		return 0, *err
 	}
-	rx := t.rx.state.Load()
+	rx := t.rxState.Load()
 	switch rx {
 	case rxSingle:
-		p = t.in.one(p)
+		p = t.rx.in.one(p)
 	case rxKernel:
 		return 0, errors.New("ktls: crypto/tls reads no more")
 	}
@@ -93,12 +93,10 @@ func (t *tap) Read(p []byte) (int, error) {
 	if t.nin < len(t.hello) {
 		t.nin += copy(t.hello[t.nin:], p[:n])
 	}
-	if rx == rxOff {
-		t.in.skip(p[:n])
-	} else {
+	if rx != rxOff {
 		t.received(p[:n], rx == rxSingle)
 	}
-	if se := (*os.SyscallError)(nil); errors.As(err, &se) {
+	if err != nil && failed(err) {
 		// A reset is told once. After that the kernel takes all that it is given
 		// to encrypt, and drops it.
 		t.abort(err)
@@ -107,6 +105,16 @@ func (t *tap) Read(p []byte) (int, error) {
 		return 0, *e
 	}
 	return n, err
+}
+
+// failed reports whether err came from the socket. The error of a deadline, which
+// net/http has with every request, is told apart at once.
+func failed(err error) bool {
+	if op, ok := err.(*net.OpError); ok && op.Err == os.ErrDeadlineExceeded {
+		return false
+	}
+	var se *os.SyscallError
+	return errors.As(err, &se)
 }
 
 // Write is called by crypto/tls with whole records. They pass through until
@@ -136,6 +144,9 @@ func (t *tap) Write(p []byte) (int, error) {
 // lockWrite locks wmu for what the protocol has to say, which a file that is being
 // sent lets go first.
 func (t *tap) lockWrite() {
+	if t.wmu.TryLock() {
+		return
+	}
 	t.waiting.Add(1)
 	t.gate.Lock()
 	t.wmu.Lock()
@@ -503,14 +514,6 @@ func (s *scanner) scan(p []byte) (n int, end bool) {
 	s.ended = true
 	s.records++
 	return n, true
-}
-
-// skip scans all of p.
-func (s *scanner) skip(p []byte) {
-	for len(p) > 0 {
-		n, _ := s.scan(p)
-		p = p[n:]
-	}
 }
 
 // isKeyUpdate reports whether msg is one KeyUpdate message.
