@@ -517,11 +517,13 @@ func (h *hunt) visitHTTP2(rng *rand.Rand) {
 		MaxReceiveBufferPerStream:     8<<10 + rng.IntN(1<<uint(10+rng.IntN(12))),
 		MaxReadFrameSize:              16<<10 + rng.IntN(1<<uint(10+rng.IntN(13))),
 	}}
+	//lint:ignore SA1019 its successor has no way to a connection of one's own
 	t2, err := http2.ConfigureTransports(t1)
 	if err != nil {
 		h.fails("%v", err)
 		return
 	}
+	//lint:ignore SA1019 likewise
 	client, err := t2.NewClientConn(c)
 	if err != nil {
 		c.ended("preface", err)
