@@ -162,7 +162,10 @@ func (p *performer) act(s scheduled) {
 		}
 	case 7, 8:
 		if ours != nil {
-			ours.Upgrade() //nolint:errcheck // where it can't be it is as before
+			err := ours.Upgrade()
+			if can := Probe().CanTX(p.client.version, ours.Info().Cipher); len(p.o.acts) == 0 && !p.deaf && (err == nil) != can {
+				p.t.Errorf("upgrade: %v, and the kernel can: %t", err, can)
+			}
 		}
 	case 9:
 		if s.m%4 == 0 {
