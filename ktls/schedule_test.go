@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,8 +26,9 @@ import (
 // another's, so that a run has one outcome.
 type schedule struct {
 	suite
-	narrow bool                // the server's writes must wait for the client's reads
-	acts   [actors][]scheduled // in order
+	narrow     bool                // the server's writes must wait for the client's reads
+	halfCloses bool                // CloseWrite is called
+	acts       [actors][]scheduled // in order
 }
 
 const (
@@ -68,6 +68,7 @@ func newSchedule(c choices) *schedule {
 			continue // once
 		}
 		s.acts[actor] = append(s.acts[actor], a)
+		s.halfCloses = s.halfCloses || actor == writing && a.op%12 == 8
 	}
 	return s
 }
@@ -96,8 +97,6 @@ type outcome struct {
 	data   []byte // read by the server
 	stream []byte // received by the client
 	peer   *peer
-
-	closed atomic.Bool // CloseWrite was called
 }
 
 // peer is the client's end.
@@ -330,7 +329,6 @@ func (a *acting) write(s scheduled) {
 		a.note("SetWriteDeadline", func() (int, error) { return 0, a.conn.SetWriteDeadline(time.Time{}) })
 	case 8:
 		if !a.s.narrow {
-			a.o.closed.Store(true)
 			a.note("CloseWrite", func() (int, error) { return 0, a.conn.CloseWrite() })
 		}
 	case 9:
@@ -402,7 +400,7 @@ func (a *acting) send(s scheduled) {
 	case 5, 6, 7:
 		if c.next != nil {
 			request := byte(s.m % 2)
-			if a.o.closed.Load() {
+			if a.s.halfCloses {
 				request = 0 // crypto/tls couldn't read on; ours can: TestNothingFollowsCloseNotify
 			}
 			out = append(out, c.seal(RecordTypeHandshake, []byte{msgKeyUpdate, 0, 0, 1, request})...)
@@ -426,7 +424,7 @@ func (a *acting) send(s scheduled) {
 	case 13:
 		out = append(out, byte(s.n), 3, byte(s.m%5), byte(s.m), byte(s.n))
 	case 14:
-		if c.next != nil { // several messages in a record
+		if c.next != nil && !a.s.halfCloses { // several messages in a record
 			out = append(out, c.seal(RecordTypeHandshake, bytes.Repeat([]byte{msgKeyUpdate, 0, 0, 1, byte(s.m % 3)}, 1+s.n%3))...)
 		}
 	case 15:
