@@ -56,6 +56,7 @@ type performer struct {
 	sent    int
 	pending int  // bytes of application data that the server hasn't read
 	ended   bool // the client sends no more
+	mute    bool // a write failed
 	deaf    bool // the server's reader got an error
 	updates bool // the server can be asked for new keys
 }
@@ -115,9 +116,10 @@ func (p *performer) note(call string, n int, err error) {
 // wrote notes a write: what it failed with is crypto/tls's own matter, or ours.
 func (p *performer) wrote(n int, err error) {
 	what := "error"
-	if d := describe(err); err == nil || strings.HasPrefix(d, "timeout") {
+	if d := describe(err); err == nil || !p.mute && strings.HasPrefix(d, "timeout") {
 		what = d
 	}
+	p.mute = p.mute || err != nil // later ones fail for whichever reason
 	p.o.acts = append(p.o.acts, fmt.Sprintf("write: %d, %s", n, what))
 	p.o.held = p.o.held && n == 0
 }
