@@ -12,6 +12,19 @@ import (
 	"github.com/caddyserver/caddy/v2"
 )
 
+// Whoever reads the status needs no case for what hasn't happened yet: it comes
+// first in this package.
+func TestStatusListsAreNeverNull(t *testing.T) {
+	s, err := currentStatus()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := json.Marshal(s)
+	if err != nil || bytes.Contains(b, []byte(":null")) {
+		t.Errorf("%s, %v", b, err)
+	}
+}
+
 // FuzzAdmin: whatever request comes to the admin API, the endpoint answers with
 // the status, or says that it has nothing else.
 func FuzzAdmin(f *testing.F) {
