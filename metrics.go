@@ -242,7 +242,7 @@ func noteRefusal(reason, detail string) {
 // latest first.
 func lastReasons() []lastReason {
 	refusals.mu.Lock()
-	list := slices.Collect(maps.Values(refusals.entries))
+	list := slices.AppendSeq([]lastReason{}, maps.Values(refusals.entries)) // [] in JSON, not null
 	refusals.mu.Unlock()
 	latest := map[string]lastReason{} // several types of unknown writers are one reason
 	if entries := responseSeries.entries.Load(); entries != nil {

@@ -1,7 +1,6 @@
 package ktls
 
 import (
-	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -26,11 +25,14 @@ const (
 // the first record after the handshake, and accepts them only if they open the
 // last record of the handshake. The result is in t.send. wmu is held.
 func (t *tap) prove() error {
+	if t.lost != nil {
+		return t.lost // also after a proof
+	}
 	if t.send != nil {
 		return nil
 	}
-	if err := cmp.Or(t.written, t.lost); err != nil {
-		return err
+	if t.written != nil {
+		return t.written
 	}
 	if !t.done || len(t.last) == 0 {
 		return errors.New("no complete handshake was seen")

@@ -131,7 +131,7 @@ func TestProofAfterHelloRetryRequest(t *testing.T) {
 }
 
 // resumed returns a link whose session is resumed, with its client.
-func resumed(t *testing.T, s setup, version uint16) (*link, *goClient) {
+func resumed(t testing.TB, s setup, version uint16) (*link, *goClient) {
 	t.Helper()
 	s.config, s.foreign = ServerConfig(testServerConfig(t)), true
 	cache := tls.NewLRUClientSessionCache(1)
