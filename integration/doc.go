@@ -21,5 +21,6 @@
 //	KTLS_CADDY     a caddy binary to test; built from ../cmd/caddy if unset
 //	KTLS_REQUIRED  fail instead of skipping where the kernel has no kernel TLS
 //	KTLS_SLOW      the machine is emulated: smaller files, more patience
+//	KTLS_MANY      TestManyConnections in full size; see there
 //	KTLS_KERNEL    name of the kernel, for messages
 package integration
