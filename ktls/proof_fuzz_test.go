@@ -186,7 +186,8 @@ func (o *observed) show(rx bool, rng *rand.Rand) *tap {
 	tp := new(tap)
 	tp.conn = &Conn{tap: tp, opts: &Options{RX: rx}, version: o.version, suite: o.id}
 	if rx {
-		tp.rx.state.Store(rxCount)
+		tp.rx = new(receiver)
+		tp.rxState.Store(rxCount)
 	}
 	for _, line := range o.lines {
 		tp.logged(line)
@@ -534,7 +535,7 @@ func FuzzProveReceived(f *testing.F) {
 			pieces(rng, r.rec, func(p []byte) { tp.received(p, i == len(records)-1) })
 		}
 		sent := records[len(records)-1]
-		r := &tp.rx
+		r := tp.rx
 		r.delivered = sent.len
 		if delivered >= 0 {
 			r.delivered = delivered
