@@ -15,7 +15,6 @@ const (
 	tlsTX              = 1 // struct tls12_crypto_info_*
 	tlsRX              = 2 // struct tls12_crypto_info_*
 	tlsTXZerocopyRO    = 3 // int, since 5.19
-	tlsRXExpectNoPad   = 4 // int, since 6.0; TLS 1.3 alone, after TLS_RX
 	tlsTXMaxPayloadLen = 5 // u16, since 7.2; after TLS_TX
 
 	tlsSetRecordType = 1 // one byte
@@ -60,13 +59,6 @@ func setCryptoInfo(fd, dir int, info []byte) error {
 // without copying them first. The files must not change while they are sent.
 func setZerocopyRO(fd int, on bool) error {
 	return os.NewSyscallError("setsockopt TLS_TX_ZEROCOPY_RO", unix.SetsockoptInt(fd, solTLS, tlsTXZerocopyRO, boolInt(on)))
-}
-
-// setExpectNoPad tells the kernel that the peer doesn't pad its TLS 1.3
-// records, so that it decrypts straight into the reader's memory. Padded ones
-// are still read rightly, at a cost. EINVAL before TLS_RX and in TLS 1.2.
-func setExpectNoPad(fd int, on bool) error {
-	return os.NewSyscallError("setsockopt TLS_RX_EXPECT_NO_PAD", unix.SetsockoptInt(fd, solTLS, tlsRXExpectNoPad, boolInt(on)))
 }
 
 // setMaxPayloadLen limits the content of the records to n bytes. ENOPROTOOPT
