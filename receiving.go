@@ -21,7 +21,7 @@ func (l *listener) receiving(c *ktls.Conn, err error) {
 		return
 	}
 	if e := l.logger.Check(zapcore.DebugLevel, "kernel TLS receives"); e != nil {
-		e.Write(zap.Stringer("remote", c.RemoteAddr()), zap.Bool("expect_no_pad", c.Info().ExpectNoPad))
+		e.Write(zap.Stringer("remote", c.RemoteAddr()))
 	}
 }
 

@@ -118,8 +118,7 @@ type Info struct {
 	RecordSize int  // most that a record carries, in bytes
 	ZerocopyRO bool // the network card may send file pages without copying them
 
-	Receiving   bool // the kernel decrypts what is received
-	ExpectNoPad bool // and is told that records aren't padded (TLS_RX_EXPECT_NO_PAD)
+	Receiving bool // the kernel decrypts what is received
 }
 
 // Info describes the connection as it is now. It never waits.
@@ -133,7 +132,7 @@ func (c *Conn) Info() Info {
 		i.Sequence, i.RecordSize, i.ZerocopyRO = c.sequence, c.recordSize, c.zerocopyRO
 	}
 	if c.tap.rxState.Load() == rxKernel {
-		i.Receiving, i.ExpectNoPad = true, c.tap.rx.noPad
+		i.Receiving = true
 	}
 	return i
 }

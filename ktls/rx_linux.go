@@ -42,16 +42,6 @@ func (k *kernelRX) setKey(keys *Keys) error {
 	return controlRaw(k.raw, func(fd int) error { return setKeysOf(fd, tlsRX, keys, 0) })
 }
 
-// expectNoPad saves a copy of each record, where the kernel can, and reports
-// whether it is set.
-func (k *kernelRX) expectNoPad() (on bool) {
-	controlRaw(k.raw, func(fd int) error {
-		on = setExpectNoPad(fd, true) == nil && expectsNoPad(fd)
-		return nil
-	})
-	return on
-}
-
 // recv is recvRecord, without waiting and whatever the deadline: a record once
 // begun is read to its end.
 func (k *kernelRX) recv(p []byte) (n, typ int, ended bool, err error) {

@@ -7,8 +7,6 @@ type kernelRX struct{}
 
 func newKernelRX(*kernelTX, *Keys, uint64) (*kernelRX, error) { return nil, errNotLinux }
 
-func (*kernelRX) expectNoPad() bool { return false }
-
 func (c *Conn) readKernel([]byte) (int, error) { return 0, errNotLinux }
 
 func (*tap) writeFailed(error) {}

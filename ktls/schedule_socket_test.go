@@ -293,7 +293,11 @@ func (o *seen) compare(t *testing.T, want *seen) {
 		t.Error("close_notify after a write that failed")
 	}
 	if !bytes.Equal(o.data, want.data) {
-		t.Errorf("the server read %d bytes, with crypto/tls %d", len(o.data), len(want.data))
+		at := 0
+		for at < min(len(o.data), len(want.data)) && o.data[at] == want.data[at] {
+			at++
+		}
+		t.Errorf("the server read %d bytes, with crypto/tls %d; they differ from byte %d on", len(o.data), len(want.data), at)
 	}
 	calls := func(all []string) []string {
 		if !fatal && !failed {

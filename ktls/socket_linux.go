@@ -15,7 +15,6 @@ const (
 	tlsTX              = 1 // struct tls12_crypto_info_*
 	tlsRX              = 2 // struct tls12_crypto_info_*
 	tlsTXZerocopyRO    = 3 // int, since 5.19
-	tlsRXExpectNoPad   = 4 // int, since 6.0; TLS 1.3 alone, after TLS_RX
 	tlsTXMaxPayloadLen = 5 // u16, since 7.2; after TLS_TX
 
 	tlsSetRecordType = 1 // one byte
@@ -79,25 +78,6 @@ func setZerocopyRO(fd int, on bool) error {
 func hasZerocopyRO(fd int) (on bool) {
 	err := sockopt("getsockopt TLS_TX_ZEROCOPY_RO", func() error {
 		n, err := unix.GetsockoptInt(fd, solTLS, tlsTXZerocopyRO)
-		on = n == 1
-		return err
-	})
-	return on && err == nil
-}
-
-// setExpectNoPad tells the kernel that the peer doesn't pad its TLS 1.3
-// records, so that it decrypts straight into the reader's memory. Padded ones
-// are still read rightly, at a cost. EINVAL before TLS_RX and in TLS 1.2.
-func setExpectNoPad(fd int, on bool) error {
-	return sockopt("setsockopt TLS_RX_EXPECT_NO_PAD", func() error {
-		return unix.SetsockoptInt(fd, solTLS, tlsRXExpectNoPad, boolInt(on))
-	})
-}
-
-// expectsNoPad reports whether setExpectNoPad holds.
-func expectsNoPad(fd int) (on bool) {
-	err := sockopt("getsockopt TLS_RX_EXPECT_NO_PAD", func() error {
-		n, err := unix.GetsockoptInt(fd, solTLS, tlsRXExpectNoPad)
 		on = n == 1
 		return err
 	})

@@ -335,7 +335,6 @@ func TestSocketErrorsAreErrnos(t *testing.T) {
 		{"crypto_info of odd length", func(fd int) error { return setCryptoInfo(fd, tlsTX, info[:39]) }, unix.EINVAL},
 		{"crypto_info too short", func(fd int) error { return setCryptoInfo(fd, tlsTX, info[:32]) }, unix.EINVAL},
 		{"unknown cipher", func(fd int) error { return setCryptoInfo(fd, tlsTX, unknown) }, unix.EINVAL},
-		{"expect_no_pad before TLS_RX", func(fd int) error { return setExpectNoPad(fd, true) }, unix.EINVAL},
 		{"TLS_TX", func(fd int) error { return setCryptoInfo(fd, tlsTX, info) }, 0},
 		{"TLS_RX", func(fd int) error { return setCryptoInfo(fd, tlsRX, info) }, 0},
 		{"empty record", func(fd int) error { _, err := sendRecord(fd, RecordTypeAlert, nil, 0); return err }, unix.EINVAL},
@@ -436,7 +435,7 @@ func TestNotsentLowat(t *testing.T) {
 	}
 }
 
-func TestZerocopyROAndExpectNoPad(t *testing.T) {
+func TestZerocopyRO(t *testing.T) {
 	needKTLS(t)
 	a, b := tcpPair(t)
 	k := randomTestKeys(t, tls.VersionTLS13, AES128GCM)
@@ -450,7 +449,6 @@ func TestZerocopyROAndExpectNoPad(t *testing.T) {
 		has    bool
 	}{
 		{"TLS_TX_ZEROCOPY_RO", a, tlsTXZerocopyRO, setZerocopyRO, Probe().ZerocopyRO.Support == Yes},
-		{"TLS_RX_EXPECT_NO_PAD", b, tlsRXExpectNoPad, setExpectNoPad, kernelAtLeast(t, 6, 0)},
 	} {
 		for _, on := range []bool{true, false} {
 			err := control(o.conn, func(fd int) error {

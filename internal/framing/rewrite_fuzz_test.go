@@ -307,8 +307,8 @@ func (m *rewriteModel) rogue(st *modelStream) {
 	payload := bytes.Clone(StandIn(int64(pos), n))
 	if st.announced && st.data >= st.skip {
 		if left := st.skip + st.n - st.data; n <= left {
-			if !st.ended { // the right bytes, but for one
-				at := m.src.intn(n)
+			if !st.ended { // the right bytes, but for one that is looked at in any case
+				at := m.src.intn(min(n, sampleLen))
 				copy(payload, StandIn(int64(st.data-st.skip), n))
 				payload[at]++
 			}
