@@ -238,6 +238,7 @@ type acting struct {
 	begin  time.Time
 	sent   int
 	half   []byte // of a record, still to be sent
+	ended  bool   // reading has ended with an error
 }
 
 // instant is where in a slot the actor acts.
@@ -268,7 +269,10 @@ func (a *acting) note(call string, do func() (int, error)) error {
 func (a *acting) read(size int) (int, error) {
 	p := make([]byte, size)
 	n, err := a.conn.Read(p)
-	a.o.data = append(a.o.data, p[:n]...)
+	if !a.ended { // nobody reads on
+		a.o.data = append(a.o.data, p[:n]...)
+	}
+	a.ended = a.ended || err != nil && !strings.HasPrefix(describe(err), "timeout")
 	return n, err
 }
 
