@@ -205,7 +205,7 @@ func TestHunt(t *testing.T) {
 		limit, every = 3000, time.Second
 		switch {
 		case slow:
-			limit = 400
+			limit = 250
 		case raceDetector:
 			limit = 1000
 		}

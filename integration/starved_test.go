@@ -48,6 +48,7 @@ func (c *caddy) awaitAcceptError(t *testing.T, nth int) {
 // connection accepted. What is being sent goes on; what is asked for gets stock
 // Caddy's answer; who connects waits until there are descriptors again.
 func TestNoDescriptors(t *testing.T) {
+	notEmulated(t)
 	c := withAndWithout(t, "ktls")
 	type waiting struct {
 		*goClient
@@ -125,6 +126,7 @@ func TestNoDescriptors(t *testing.T) {
 // descriptors for. Each gets all of the file, or stock Caddy's answer that there
 // is nothing to open it with.
 func TestFewDescriptors(t *testing.T) {
+	notEmulated(t)
 	c := withAndWithout(t, "ktls")
 	before := c.footprint(t)
 	const clients, rounds = 12, 3
