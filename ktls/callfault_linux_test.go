@@ -262,7 +262,6 @@ func (x *session) checkWiped() {
 		}
 	}
 	zero("the traffic secret of the key", tp.key.secret)
-	zero("the client's traffic secret", tp.rx.secret)
 	zero("the handshake's secret", tp.secrets.handshake)
 	zero("the traffic secret", tp.secrets.traffic)
 	zero("the master secret", tp.secrets.master)
@@ -272,6 +271,10 @@ func (x *session) checkWiped() {
 			x.t.Error("crypto/tls's keys weren't wiped")
 		}
 	}
+	if tp.rx == nil {
+		return
+	}
+	zero("the client's traffic secret", tp.rx.secret)
 	if tp.rx.keys != nil {
 		x.t.Error("the client's keys weren't wiped")
 	}
