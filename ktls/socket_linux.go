@@ -156,6 +156,15 @@ func unread(fd int) (n int, err error) {
 	return n, err
 }
 
+// unacknowledged is how many bytes TCP has that the peer hasn't acknowledged.
+func unacknowledged(fd int) (n int, err error) {
+	err = sockopt("ioctl SIOCOUTQ", func() error {
+		n, err = unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+		return err
+	})
+	return n, err
+}
+
 func boolInt(b bool) int {
 	if b {
 		return 1
@@ -187,9 +196,18 @@ func sendRecord(fd int, typ byte, p []byte, flags int) (int, error) {
 	}
 }
 
+// write sends application data. Like the next three it returns the bare errno, and
+// does nothing about EINTR.
+func write(fd int, p []byte) (int, error) {
+	n, err := call("write", len(p))
+	if err != nil {
+		return 0, err
+	}
+	return unix.Write(fd, p[:n])
+}
+
 // sendMore sends application data whose last record, if it isn't full, stays open
-// for what is sent next (MSG_MORE). Like sendfile and splice below it returns the
-// bare errno, and does nothing about EINTR.
+// for what is sent next (MSG_MORE).
 func sendMore(fd int, p []byte) (int, error) {
 	n, err := call("sendto", len(p))
 	if err != nil {
