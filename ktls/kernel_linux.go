@@ -270,6 +270,12 @@ const (
 	maxPause = 100 * time.Millisecond
 )
 
+// smallQueue is how many bytes in TCP's queue are so few that all of them may be
+// held back, for more to fill the segment (MSG_MORE, which sendfile sets too, and
+// TCP_CORK), although the socket takes no more: where its buffer is hardly larger
+// than a record, by net.ipv4.tcp_wmem or because TCP is short of memory.
+const smallQueue = 64 << 10
+
 // loop calls do until it returns something else than EINTR or EAGAIN, which is to
 // wait until the socket can be written to.
 //
@@ -315,6 +321,9 @@ func (k *kernelTX) attempt(fd uintptr) bool {
 			k.starved = n == 0 || err != nil
 			if !k.starved {
 				k.pause = 0
+			}
+			if n > 0 && n < smallQueue {
+				push(int(fd)) //nolint:errcheck // else it comes 200 ms later
 			}
 			return k.starved
 		default:

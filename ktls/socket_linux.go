@@ -139,6 +139,14 @@ func setCork(fd int, on bool) error {
 	})
 }
 
+// push has TCP send what it holds back, also under TCP_CORK (TCP_NODELAY, which Go
+// has set before).
+func push(fd int) error {
+	return sockopt("setsockopt TCP_NODELAY", func() error {
+		return unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1)
+	})
+}
+
 // clearSocketError takes the socket's pending error away.
 func clearSocketError(fd int) error {
 	return sockopt("getsockopt SO_ERROR", func() error {
