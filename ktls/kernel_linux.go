@@ -145,6 +145,9 @@ func (k *kernelTX) writeRest(fd int) error {
 		if err != nil {
 			return err
 		}
+		if n == 0 { // as net.Conn has it
+			return io.ErrUnexpectedEOF
+		}
 		k.rest = k.rest[n:]
 		k.pause = 0
 	}
