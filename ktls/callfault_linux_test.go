@@ -310,7 +310,7 @@ func (f callFault) alike() bool {
 
 // faultsOf are the faults that call name can have.
 func faultsOf(name string) (all []callFault) {
-	inGo := name == "write" || name == "read" // which deals with EINTR and EAGAIN
+	inGo := name == "read" // which deals with EINTR and EAGAIN
 	for _, errno := range callErrnos {
 		switch {
 		case inGo && (errno == unix.EINTR || errno == unix.EAGAIN):
@@ -321,13 +321,11 @@ func faultsOf(name string) (all []callFault) {
 		}
 	}
 	switch name {
-	case "write":
-		all = append(all, callFault{unix.ENOMEM, 1}, callFault{unix.ECONNRESET, 1})
 	case "sendmsg", "recvmsg", "read":
 		all = append(all, callFault{most: 1})
 	case "sendfile":
 		all = append(all, callFault{most: 1}, callFault{most: -1}, callFault{most: 0})
-	case "sendto", "splice in", "splice out":
+	case "write", "sendto", "splice in", "splice out":
 		all = append(all, callFault{most: 1}, callFault{most: -1})
 	}
 	return all
@@ -463,13 +461,11 @@ func TestFaultsOfSendingCalls(t *testing.T) {
 					if offloaded = h.which > 1; offloaded { // a change of keys
 						want = "cut"
 					}
-				case "write":
-					want = "cut"
 				case "setsockopt TCP_CORK":
-					if h.which > 1 { // to be without it only costs segments; to stay with it doesn't
+					if h.which > 1 { // what was corked would stay so
 						want = "cut"
 					}
-				case "sendto", "sendfile":
+				case "write", "sendto", "sendfile":
 					if !h.fault.again() {
 						want = "cut"
 					}

@@ -55,7 +55,7 @@ func call(name string, n int) (int, error) {
 	return testHookCall(name, n)
 }
 
-// moved is conn's Read or Write, where Go makes the system calls and deals with
+// moved is conn's Read, where Go makes the system calls and deals with
 // EINTR, EAGAIN and short counts. The hook may have it fail after some bytes.
 func moved(name string, p []byte, do func([]byte) (int, error)) (n int, err error) {
 	if testHookCall == nil {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,13 +21,23 @@ import (
 type kernelTX struct {
 	tcp *net.TCPConn
 	raw syscall.RawConn
+
+	// The send in progress. It is kept here because variables of its function
+	// values' own would be allocated for each write.
+	try     func(fd uintptr) bool // attempt
+	plain   func(fd int) error    // writeRest
+	do      func(fd int) error    // what attempt calls
+	err     error                 // of do
+	starved bool                  // do got EAGAIN although nothing is in flight
+	pause   time.Duration         // the last one because of that; 0 when something was sent since
+	rest    []byte                // of writeRest
+	more    bool                  // likewise
 }
 
 // newKernelTX lets the kernel encrypt what is sent on tcp from the record with
 // number seq on. After an error the socket is as before: TCP_ULP without keys
 // passes bytes on unchanged (net/tls/tls_main.c, TLS_BASE).
 func newKernelTX(tcp *net.TCPConn, keys *Keys, seq uint64) (*kernelTX, error) {
-	k := &kernelTX{tcp: tcp}
 	var info []byte
 	err := step(stepOpen, func() (err error) {
 		info, err = keys.CryptoInfo(seq)
@@ -36,13 +47,15 @@ func newKernelTX(tcp *net.TCPConn, keys *Keys, seq uint64) (*kernelTX, error) {
 		return nil, err
 	}
 	defer clear(info)
+	var raw syscall.RawConn
 	err = step(stepRawConn, func() (err error) {
-		k.raw, err = tcp.SyscallConn()
+		raw, err = tcp.SyscallConn()
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
+	k := newSender(tcp, raw)
 	err = k.setup(stepLowat, raiseNotsentLowat)
 	if err != nil {
 		return nil, err
@@ -56,6 +69,13 @@ func newKernelTX(tcp *net.TCPConn, keys *Keys, seq uint64) (*kernelTX, error) {
 		return nil, err
 	}
 	return k, nil
+}
+
+// newSender returns a kernelTX for a socket that has its key, or will.
+func newSender(tcp *net.TCPConn, raw syscall.RawConn) *kernelTX {
+	k := &kernelTX{tcp: tcp, raw: raw}
+	k.try, k.plain = k.attempt, k.writeRest
+	return k
 }
 
 // setKey changes the key, for the record with sequence number 0 on.
@@ -108,24 +128,30 @@ func (k *kernelTX) setup(s upgradeStep, do func(fd int) error) error {
 // write writes application data. With more set, a last record that isn't full
 // stays open for what is sent next.
 func (k *kernelTX) write(p []byte, more bool) (n int, err error) {
-	if !more {
-		return moved("write", p, k.tcp.Write)
-	}
-	return k.writeMore(p) // whose variables are on the heap
+	k.rest, k.more = p, more
+	err = k.loop("write", k.plain)
+	n = len(p) - len(k.rest)
+	k.rest = nil
+	return n, err
 }
 
-func (k *kernelTX) writeMore(p []byte) (n int, err error) {
-	err = k.loop("sendto", func(fd int) error {
-		for n < len(p) {
-			m, err := sendMore(fd, p[n:])
-			if err != nil {
-				return err
-			}
-			n += m
+func (k *kernelTX) writeRest(fd int) error {
+	send := write
+	if k.more {
+		send = sendMore
+	}
+	for len(k.rest) > 0 {
+		n, err := send(fd, k.rest)
+		if err != nil {
+			return err
 		}
-		return nil
-	})
-	return n, err
+		if n == 0 { // as net.Conn has it
+			return io.ErrUnexpectedEOF
+		}
+		k.rest = k.rest[n:]
+		k.pause = 0
+	}
+	return nil
 }
 
 // control sends p as one record of type typ. An open data record ends first.
@@ -171,6 +197,7 @@ func (k *kernelTX) sendFile(f *os.File, off, n, done int64, stalled func(int64),
 				m, err := sendfile(fd, int(in), &off, int(min(n-sent, maxSendfile)))
 				if m > 0 {
 					sent += int64(m)
+					k.pause = 0
 				}
 				if err == unix.EAGAIN && stalled != nil {
 					stalled(done + sent)
@@ -212,11 +239,13 @@ func (k *kernelTX) sendPieces(file int, off, n, done int64, framed Framed, stall
 				}
 				left -= m
 				headers = headers[m:]
+				k.pause = 0
 			}
 			m, err := sendfile(fd, file, &off, int(piece))
 			if m > 0 {
 				sent += int64(m)
 				piece -= int64(m)
+				k.pause = 0
 			}
 			if err == unix.EAGAIN && stalled != nil {
 				stalled(done + sent)
@@ -238,21 +267,42 @@ func (k *kernelTX) cork(on bool) error {
 	return controlRaw(k.raw, func(fd int) error { return setCork(fd, on) })
 }
 
-// loop calls do until it returns something else than EAGAIN (wait until the
-// socket can be written to) or EINTR.
+// Pauses after which a send is tried again that found no memory for TCP.
+const (
+	minPause = time.Millisecond
+	maxPause = 100 * time.Millisecond
+)
+
+// smallQueue is how many bytes in TCP's queue are so few that all of them may be
+// held back, for more to fill the segment (MSG_MORE, which sendfile sets too, and
+// TCP_CORK), although the socket takes no more: where its buffer is hardly larger
+// than a record, by net.ipv4.tcp_wmem or because TCP is short of memory.
+const smallQueue = 64 << 10
+
+// loop calls do until it returns something else than EINTR or EAGAIN, which is to
+// wait until the socket can be written to.
+//
+// With all sockets together over net.ipv4.tcp_mem's limit, kernel TLS has no memory
+// for a record, nor does it make sure, as TCP itself does, that a socket that has
+// nothing in flight gets some (tls_alloc_encrypted_msg in net/tls/tls_sw.c). Then
+// no acknowledgement comes, without which nobody says that the socket can be
+// written to: not even once there is memory again. Who sends without the poller is
+// woken by a timer (vm_wait in net/core/stream.c), and so are we.
 func (k *kernelTX) loop(call string, do func(fd int) error) error {
-	var err error
-	werr := k.raw.Write(func(fd uintptr) bool {
-		for {
-			err = do(int(fd))
-			if !errors.Is(err, unix.EINTR) {
-				return !errors.Is(err, unix.EAGAIN)
-			}
+	k.do, k.pause = do, 0
+	defer func() { k.do, k.err = nil, nil }()
+	for {
+		werr := k.raw.Write(k.try)
+		if werr != nil {
+			return asOp("write", werr)
 		}
-	})
-	if werr != nil {
-		return werr
+		if !k.starved {
+			break
+		}
+		k.pause = min(max(2*k.pause, minPause), maxPause)
+		time.Sleep(k.pause) // Close and deadlines can wait that long
 	}
+	err := k.err
 	if errno, ok := err.(syscall.Errno); ok {
 		err = os.NewSyscallError(call, errno)
 	}
@@ -260,6 +310,29 @@ func (k *kernelTX) loop(call string, do func(fd int) error) error {
 		err = &net.OpError{Op: "write", Net: "tcp", Source: k.tcp.LocalAddr(), Addr: k.tcp.RemoteAddr(), Err: err}
 	}
 	return err
+}
+
+// attempt calls do, and reports whether the poller has nothing to wait for.
+func (k *kernelTX) attempt(fd uintptr) bool {
+	for {
+		k.err = k.do(int(fd))
+		k.starved = false
+		switch {
+		case errors.Is(k.err, unix.EINTR):
+		case errors.Is(k.err, unix.EAGAIN):
+			n, err := unacknowledged(int(fd))
+			k.starved = n == 0 || err != nil
+			if !k.starved {
+				k.pause = 0
+			}
+			if n > 0 && n < smallQueue {
+				push(int(fd)) //nolint:errcheck // else it comes 200 ms later
+			}
+			return k.starved
+		default:
+			return true
+		}
+	}
 }
 
 // minNotsentLowat is the least TCP_NOTSENT_LOWAT, in bytes, under which sendfile

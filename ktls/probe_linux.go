@@ -367,7 +367,7 @@ func selfTestSend(conn *net.TCPConn, file *os.File) error {
 	if err != nil {
 		return err
 	}
-	k := &kernelTX{tcp: conn, raw: raw}
+	k := newSender(conn, raw)
 	_, err = k.sendFile(file, 0, selfTestLen, 0, nil, func() bool { return false })
 	if err == io.ErrUnexpectedEOF {
 		return unsupported{errors.New("sendfile: the file ended early")}

@@ -119,6 +119,14 @@ func setCork(fd int, on bool) error {
 	})
 }
 
+// push has TCP send what it holds back, also under TCP_CORK (TCP_NODELAY, which Go
+// has set before).
+func push(fd int) error {
+	return sockopt("setsockopt TCP_NODELAY", func() error {
+		return unix.SetsockoptInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1)
+	})
+}
+
 // clearSocketError takes the socket's pending error away.
 func clearSocketError(fd int) error {
 	return sockopt("getsockopt SO_ERROR", func() error {
@@ -131,6 +139,15 @@ func clearSocketError(fd int) error {
 func unread(fd int) (n int, err error) {
 	err = sockopt("ioctl SIOCINQ", func() error {
 		n, err = unix.IoctlGetInt(fd, unix.SIOCINQ)
+		return err
+	})
+	return n, err
+}
+
+// unacknowledged is how many bytes TCP has that the peer hasn't acknowledged.
+func unacknowledged(fd int) (n int, err error) {
+	err = sockopt("ioctl SIOCOUTQ", func() error {
+		n, err = unix.IoctlGetInt(fd, unix.SIOCOUTQ)
 		return err
 	})
 	return n, err
@@ -167,9 +184,18 @@ func sendRecord(fd int, typ byte, p []byte, flags int) (int, error) {
 	}
 }
 
+// write sends application data. Like the next three it returns the bare errno, and
+// does nothing about EINTR.
+func write(fd int, p []byte) (int, error) {
+	n, err := call("write", len(p))
+	if err != nil {
+		return 0, err
+	}
+	return unix.Write(fd, p[:n])
+}
+
 // sendMore sends application data whose last record, if it isn't full, stays open
-// for what is sent next (MSG_MORE). Like sendfile and splice below it returns the
-// bare errno, and does nothing about EINTR.
+// for what is sent next (MSG_MORE).
 func sendMore(fd int, p []byte) (int, error) {
 	n, err := call("sendto", len(p))
 	if err != nil {

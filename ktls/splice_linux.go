@@ -89,7 +89,7 @@ func (c *Conn) drainTo(pipe int) (n int64, err error) {
 		}
 		switch {
 		case rerr != nil:
-			err = asRead(rerr)
+			err = asOp("read", rerr)
 		case err == unix.EAGAIN:
 			err = nil
 		case m == 0 && err == nil, err == unix.EINVAL:
@@ -123,11 +123,11 @@ func writePipe(pipe int, p []byte) (int, error) {
 	}
 }
 
-// asRead makes an error of syscall.RawConn one of net.Conn.
-func asRead(err error) error {
+// asOp makes an error of syscall.RawConn one of net.Conn's Read or Write.
+func asOp(name string, err error) error {
 	var op *net.OpError
 	if errors.As(err, &op) {
-		op.Op = "read"
+		op.Op = name
 	}
 	return err
 }
