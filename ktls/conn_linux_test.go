@@ -817,6 +817,22 @@ func TestCloseOfPeerThatNeverReads(t *testing.T) {
 	})
 }
 
+// cpuTime is what this process has taken of CPUs.
+func cpuTime(b *testing.B) time.Duration {
+	b.Helper()
+	var used unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &used); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
+}
+
+// reportCPU reports the CPU time of each operation, of both ends, since begin.
+func reportCPU(b *testing.B, begin time.Duration) {
+	b.Helper()
+	b.ReportMetric(float64(cpuTime(b)-begin)/float64(b.N), "cpu-ns/op")
+}
+
 // BenchmarkConnWrite is 64 KiB of memory: encrypted by crypto/tls, and by the kernel.
 func BenchmarkConnWrite(b *testing.B) {
 	for name, upgraded := range map[string]bool{"caddy": false, "ktls": true} {
@@ -825,12 +841,14 @@ func BenchmarkConnWrite(b *testing.B) {
 			p := randomBytes(64 << 10)
 			b.SetBytes(int64(len(p)))
 			b.ReportAllocs()
+			begin := cpuTime(b)
 			for b.Loop() {
 				if _, err := l.Write(p); err != nil {
 					b.Fatal(err)
 				}
 			}
 			b.StopTimer()
+			reportCPU(b, begin)
 			l.Close()
 			<-client
 		})
@@ -865,12 +883,14 @@ func BenchmarkSendFile(b *testing.B) {
 			}
 			b.SetBytes(size)
 			b.ReportAllocs()
+			begin := cpuTime(b)
 			for b.Loop() {
 				if err := send(); err != nil {
 					b.Fatal(err)
 				}
 			}
 			b.StopTimer()
+			reportCPU(b, begin)
 			l.Close()
 			<-client
 		})

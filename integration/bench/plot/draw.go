@@ -52,7 +52,7 @@ func styleOf(server string) style {
 
 const (
 	width  = 22 * vg.Centimeter
-	height = 13 * vg.Centimeter
+	height = 14 * vg.Centimeter
 )
 
 // svg draws the chart. Both axes are logarithmic: a small body costs a hundred times
@@ -76,8 +76,10 @@ func (c *chart) svg() ([]byte, error) {
 	}
 	p.Title.TextStyle.Color, p.Title.TextStyle.Font, p.Title.Padding = ink, sans(13), 8
 	p.Legend.TextStyle.Color, p.Legend.TextStyle.Font = ink, sans(10)
-	p.Legend.Top, p.Legend.Padding, p.Legend.ThumbnailWidth = true, 3, vg.Points(32)
-	p.Legend.XOffs = -vg.Points(6)
+	// Names begin at the left, as a viewer's font may be wider than the one they are
+	// measured by.
+	p.Legend.Top, p.Legend.Left, p.Legend.Padding, p.Legend.ThumbnailWidth = true, true, 3, vg.Points(32)
+	p.Legend.XOffs = 0.6 * width
 
 	lines := plotter.NewGrid()
 	lines.Vertical.Color, lines.Horizontal.Color = grid, grid
@@ -108,7 +110,8 @@ func (c *chart) svg() ([]byte, error) {
 	p.Draw(draw.Crop(draw.New(canvas), vg.Points(4), -vg.Points(12), vg.Points(4), -vg.Points(4)))
 	var out bytes.Buffer
 	_, err := canvas.WriteTo(&out)
-	return out.Bytes(), err
+	// Who hasn't this font takes one that is as wide, or any without serifs.
+	return bytes.ReplaceAll(out.Bytes(), []byte("font-family:Liberation Sans"), []byte("font-family:Liberation Sans,Arial,sans-serif")), err
 }
 
 // bodyTicks marks the bodies that were measured.
@@ -129,10 +132,10 @@ func bodyTicks(bodies []int64) plot.ConstantTicks {
 	return ticks
 }
 
-// costTicks marks 1, 2 and 5 of each power of ten.
+// costTicks marks 1, 2, 3, 5 and 7 of each power of ten.
 func costTicks(lowest, highest float64) (ticks plot.ConstantTicks) {
 	for power := math.Pow(10, math.Floor(math.Log10(lowest))); power <= highest; power *= 10 {
-		for _, n := range []float64{1, 2, 5} {
+		for _, n := range []float64{1, 2, 3, 5, 7} {
 			if v := n * power; v >= lowest*0.9 && v <= highest*1.1 {
 				ticks = append(ticks, plot.Tick{Value: v, Label: fmt.Sprintf("%.3g", v)})
 			}

@@ -3,7 +3,8 @@
 //
 //	go run . [-o DIR] [-kernel PREFIX] FILE...
 //
-// FILE is a results.jsonl. Files are DIR/PROTOCOL-KERNEL.svg, with "-seconds" before
+// FILE is a results.jsonl. The files are DIR/benchmarks-PROTOCOL-KERNEL.svg (with
+// -kernel, that should be one, DIR/benchmarks-PROTOCOL.svg), with "-seconds" before
 // the dot where time was measured. It is a module of its own, so that nobody else
 // needs what draws.
 package main
@@ -49,7 +50,7 @@ func run(dir, kernel string, files []string) error {
 		if err != nil {
 			return err
 		}
-		name := filepath.Join(dir, c.file())
+		name := filepath.Join(dir, c.file(kernel == ""))
 		if err := os.WriteFile(name, svg, 0o644); err != nil {
 			return err
 		}
@@ -151,10 +152,15 @@ func find[T any](list *[]T, is func(T) bool) *T {
 	return &(*list)[i]
 }
 
-func (c *chart) file() string {
-	version, _, _ := strings.Cut(c.kernel, "+")
-	if c.seconds {
-		version += "-seconds"
+// file returns the name of the chart's file; with the kernel's version, if told so.
+func (c *chart) file(version bool) string {
+	name := "benchmarks-" + c.protocol
+	if version {
+		number, _, _ := strings.Cut(c.kernel, "+")
+		name += "-" + number
 	}
-	return c.protocol + "-" + version + ".svg"
+	if c.seconds {
+		name += "-seconds"
+	}
+	return name + ".svg"
 }
