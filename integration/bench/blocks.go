@@ -122,14 +122,14 @@ func (r *result) add(all []block) {
 		r.Plaintext += b.plaintext
 		latencies = append(latencies, b.latencies...)
 		if r.here() {
-			r.Busy += b.busy.Nanoseconds()
+			r.Time.Busy += b.busy.Nanoseconds()
 		}
 	}
 	if r.here() {
-		r.CPU, r.ClientCPU = r.Instructions, r.Client
+		r.Time.CPU, r.Time.ClientCPU = r.Instructions, r.Client
 		r.Instructions, r.User, r.Client = 0, 0, 0
 		slices.Sort(latencies)
-		r.Median, r.P99 = percentile(latencies, 50).Nanoseconds(), percentile(latencies, 99).Nanoseconds()
+		r.Time.Median, r.Time.P99 = percentile(latencies, 50).Nanoseconds(), percentile(latencies, 99).Nanoseconds()
 	}
 }
 

@@ -47,6 +47,10 @@ var aes128 = map[string]uint16{
 	"1.2": tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
 }
 
+// curves are those that are offered. With TLS 1.2 that of the certificate's key has to
+// be one of them, as RFC 8422, section 5.1.1 demands.
+var curves = map[string][]tls.CurveID{"1.3": {tls.X25519}, "1.2": {tls.X25519, tls.CurveP256}}
+
 // dial opens a connection with a version of TLS (or none), X25519 and, as Go prefers
 // it on a CPU with AES instructions, AES-128-GCM.
 func dial(addr, protocol, version string) (*client, error) {
@@ -69,7 +73,7 @@ func dialWith(d *net.Dialer, addr, protocol, version string) (*client, error) {
 			MinVersion:         tlsVersions[version],
 			MaxVersion:         tlsVersions[version],
 			CipherSuites:       []uint16{aes128["1.2"]}, // of TLS 1.2 alone: Go has no choice of TLS 1.3's
-			CurvePreferences:   []tls.CurveID{tls.X25519},
+			CurvePreferences:   curves[version],
 		})
 		c.conn = c.tls
 	}
@@ -94,6 +98,9 @@ func (c *client) begin(protocol, version string) error {
 	}
 	if state.CipherSuite != aes128[version] {
 		return fmt.Errorf("cipher is %s", tls.CipherSuiteName(state.CipherSuite))
+	}
+	if state.CurveID != tls.X25519 {
+		return fmt.Errorf("key exchange by %v", state.CurveID)
 	}
 	if protocol != "h2" {
 		return nil

@@ -283,7 +283,7 @@ func (s site) makeCertificate() error {
 func (b *bench) measure(srv *server, sc scenario) (*result, error) {
 	r := &result{Kernel: b.kernel, Server: srv.name, Version: srv.version, scenario: sc}
 	if b.here {
-		r.times = new(times)
+		r.Time = new(times)
 	}
 	before, err := kernelTLS()
 	if err != nil {

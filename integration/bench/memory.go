@@ -181,7 +181,7 @@ func (b *bench) idlers(srv *server, r *result) error {
 	more := after.minus(before).over(int64(r.Connections))
 	r.Memory = &more
 	r.noteTLS(clients[0])
-	r.times = nil
+	r.Time = nil
 	return nil
 }
 
@@ -257,6 +257,6 @@ func (b *bench) slowReaders(srv *server, r *result) error {
 	}
 	most.Heap, most.Stack = 0, 0 // without collections there are no figures
 	r.Memory = &most
-	r.times = nil
+	r.Time = nil
 	return nil
 }

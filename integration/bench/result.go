@@ -25,7 +25,7 @@ type result struct {
 	Cipher       string `json:"cipher"`
 	Curve        string `json:"curve"`
 
-	*times        // in place of instructions, where time is measured
+	Time   *times `json:"time,omitempty"`   // in place of instructions, where time is measured
 	Memory *usage `json:"memory,omitempty"` // where memory is measured
 }
 
@@ -40,14 +40,14 @@ type times struct {
 
 // here says whether time was measured.
 func (r *result) here() bool {
-	return r.times != nil
+	return r.Time != nil
 }
 
 // perRequest returns instructions, or nanoseconds of CPU, per request.
 func (r *result) perRequest() float64 {
 	cost := r.Instructions
 	if r.here() {
-		cost = r.CPU
+		cost = r.Time.CPU
 	}
 	return float64(cost) / float64(r.Requests)
 }
@@ -59,7 +59,7 @@ func (r *result) perGiB() float64 {
 
 // throughput returns bytes of bodies per second.
 func (r *result) throughput() float64 {
-	return float64(r.Body) * float64(r.Requests) / (float64(r.Busy) / 1e9)
+	return float64(r.Body) * float64(r.Requests) / (float64(r.Time.Busy) / 1e9)
 }
 
 // measured says whether it is a measurement.

@@ -214,7 +214,7 @@ func writeTimes(b *strings.Builder, results []result) {
 			if r := g.cells[server][row]; r == nil {
 				b.WriteString(" | | |")
 			} else {
-				fmt.Fprintf(b, " %s | %s | %s |", threeDigits(r.throughput()/1e6), threeDigits(float64(r.Median)/1e6), threeDigits(float64(r.P99)/1e6))
+				fmt.Fprintf(b, " %s | %s | %s |", threeDigits(r.throughput()/1e6), threeDigits(float64(r.Time.Median)/1e6), threeDigits(float64(r.Time.P99)/1e6))
 			}
 		}
 		b.WriteByte('\n')

@@ -84,13 +84,27 @@ func TestTablesOfTimeAndMemory(t *testing.T) {
 	took := func(cpu int64) *times { return &times{CPU: cpu, Busy: 1e8, Median: 90_000, P99: 250_000} }
 	const kernel = "7.3"
 	results := []result{
-		{Kernel: kernel, Server: "caddy", Version: "1", scenario: small, times: took(5e7), Cipher: "AES", Curve: "X25519"},
-		{Kernel: kernel, Server: "caddy", Version: "1", scenario: old, times: took(6e7), Cipher: "AES", Curve: "X25519", KernelTLS: 1},
-		{Kernel: kernel, Server: "caddy-clear", Version: "1", scenario: plain, times: took(4e7)},
+		{Kernel: kernel, Server: "caddy", Version: "1", scenario: small, Time: took(5e7), Cipher: "AES", Curve: "X25519"},
+		{Kernel: kernel, Server: "caddy", Version: "1", scenario: old, Time: took(6e7), Cipher: "AES", Curve: "X25519", KernelTLS: 1},
+		{Kernel: kernel, Server: "caddy-clear", Version: "1", scenario: plain, Time: took(4e7)},
 		{Kernel: kernel, Server: "caddy", Version: "1", scenario: idle, Memory: &usage{Anonymous: 30 << 10, Heap: 15 << 10, Sockets: 512}, Cipher: "AES", Curve: "X25519"},
 	}
+	name := filepath.Join(t.TempDir(), "results.jsonl")
+	var lines bytes.Buffer
+	for _, r := range results {
+		if err := json.NewEncoder(&lines).Encode(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(name, lines.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	read, err := readResults([]string{name})
+	if err != nil {
+		t.Fatal(err)
+	}
 	var out bytes.Buffer
-	if err := writeTables(&out, results); err != nil {
+	if err := writeTables(&out, read); err != nil {
 		t.Fatal(err)
 	}
 	const want = `### HTTP/1.1 in seconds, Linux 7.3

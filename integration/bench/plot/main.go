@@ -71,7 +71,9 @@ type result struct {
 	Requests     int64  `json:"requests"`
 	TLS          string `json:"tls"` // empty: 1.3
 	Instructions int64  `json:"instructions"`
-	CPU          int64  `json:"cpu_ns"`
+	Time         struct {
+		CPU int64 `json:"cpu_ns"`
+	} `json:"time"`
 }
 
 func read(name string) (all []result, err error) {
@@ -118,8 +120,8 @@ func charts(all []result) (charts []*chart) {
 			continue
 		}
 		cost, seconds := r.Instructions, false
-		if r.CPU > 0 {
-			cost, seconds = r.CPU, true
+		if r.Time.CPU > 0 {
+			cost, seconds = r.Time.CPU, true
 		}
 		c := find(&charts, func(c *chart) bool {
 			return c.kernel == r.Kernel && c.protocol == r.Protocol && c.seconds == seconds

@@ -18,7 +18,7 @@ func TestCharts(t *testing.T) {
 	large.Mode, large.Body, large.Instructions = "storing", 1<<20, 20_000_000
 	own.Server = "caddy-ktls"
 	again.Instructions = 30_000
-	timed.Instructions, timed.CPU = 0, 5000
+	timed.Instructions, timed.Time.CPU = 0, 5000
 	other.Protocol = "h2"
 	several.Connections = 8
 	fresh.Mode = "handshaking"
