@@ -63,4 +63,9 @@ func TestKnown(t *testing.T) {
 	if p.here = true; p.knows("7", "caddy", "1", sc) {
 		t.Error("instructions are taken for time")
 	}
+	idle := scenario{"h1", idling, idleBody, 1000, 1, 1000, "1.3"}
+	p.known = []result{{Kernel: "7", Server: "caddy", Version: "1", scenario: idle, Memory: new(usage)}}
+	if !p.knows("7", "caddy", "1", idle) {
+		t.Error("memory is measured again")
+	}
 }
