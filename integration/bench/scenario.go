@@ -42,12 +42,13 @@ func (s *scenario) ofMemory() bool {
 	return s.Mode == idling || s.Mode == slow
 }
 
-// sizes are those of the files, in bytes, with how many requests make a
-// measurement.
-var sizes = []struct {
+// A size is a file's, in bytes, with how many requests make a measurement.
+type size struct {
 	body     int64
 	requests int
-}{
+}
+
+var sizes = []size{
 	{1 << 10, 480},
 	{4 << 10, 400},
 	{16 << 10, 320},
@@ -76,6 +77,7 @@ const (
 type plan struct {
 	protocols []string
 	versions  []string // of TLS
+	bodies    []int64  // in bytes; empty: all of sizes
 	quick     bool     // one connection and stream only, fewer requests
 	here      bool     // on this machine, in seconds
 	memory    int      // connections of which the memory is measured; 0: none
@@ -94,6 +96,11 @@ func (p *plan) knows(kernel, server, version string, sc scenario) bool {
 		return r.Kernel == kernel && r.Server == server && r.Version == version && r.scenario == sc &&
 			(r.here() == p.here || r.ofMemory()) // which is the same by any clock
 	})
+}
+
+// has says whether a body's size is measured.
+func (p *plan) has(body int64) bool {
+	return len(p.bodies) == 0 || slices.Contains(p.bodies, body)
 }
 
 // scenarios returns what is measured of a server.
@@ -123,7 +130,7 @@ func (p *plan) scenarios(kind serverKind) (all []scenario) {
 		}
 		for _, version := range versions {
 			for _, size := range sizes {
-				if version == "1.2" && !slices.Contains(sizesTLS12, size.body) {
+				if !p.has(size.body) || version == "1.2" && !slices.Contains(sizesTLS12, size.body) {
 					continue
 				}
 				for _, shape := range shapes {
@@ -133,7 +140,9 @@ func (p *plan) scenarios(kind serverKind) (all []scenario) {
 					add(scenario{protocol, decrypting, size.body, shape.connections, shape.streams, size.requests, version})
 				}
 			}
-			add(scenario{protocol, handshaking, sizes[0].body, 1, 1, 160, version})
+			if p.has(sizes[0].body) {
+				add(scenario{protocol, handshaking, sizes[0].body, 1, 1, 160, version})
+			}
 		}
 		if p.memory > 0 {
 			add(scenario{protocol, idling, idleBody, p.memory, 1, p.memory, versions[0]})

@@ -36,6 +36,13 @@ func TestScenarios(t *testing.T) {
 			t.Errorf("no %+v", want)
 		}
 	}
+	p.bodies = []int64{0, 4 << 10}
+	for _, sc := range p.scenarios(serverKinds["caddy"]) {
+		if !sc.ofMemory() && sc.Body != 4<<10 {
+			t.Errorf("4 KiB only: %+v", sc)
+		}
+	}
+	p.bodies = nil
 	p.quick, p.here, p.memory = true, true, 0
 	for _, sc := range p.scenarios(serverKinds["nginx"]) {
 		if sc.Connections != 1 || sc.Streams != 1 || sc.ofMemory() {
