@@ -196,15 +196,20 @@ func (s *server) settled() (usage, error) {
 // What a slow client reads: so much at a time, in turn with all others, so often.
 // Its kernel has room for no more than it reads.
 const (
-	slowRead   = 128 << 10 // bytes
+	slowRead   = 64 << 10 // bytes
 	slowRounds = 8
 )
 
-// receiveBuffer sets how many bytes a connection's kernel keeps that aren't read.
-func receiveBuffer(n int) func(network, address string, c syscall.RawConn) error {
+// far has a connection be like one through the Internet: segments of 1,448 bytes, where
+// the loopback's have 64 KiB, and a receive buffer of n bytes. Else the server's kernel
+// would take 4 MiB and more for each, and with a thousand of them run out of memory.
+func far(n int) func(network, address string, c syscall.RawConn) error {
 	return func(_, _ string, c syscall.RawConn) (err error) {
 		if failed := c.Control(func(fd uintptr) {
-			err = os.NewSyscallError("setsockopt SO_RCVBUF", unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, n))
+			err = os.NewSyscallError("setsockopt TCP_MAXSEG", unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 1448))
+			if err == nil {
+				err = os.NewSyscallError("setsockopt SO_RCVBUF", unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, n))
+			}
 		}); failed != nil {
 			return failed
 		}
@@ -222,7 +227,7 @@ func (b *bench) slowReaders(srv *server, r *result) error {
 			c.wire.Close()
 		}
 	}()
-	dialer := &net.Dialer{Control: receiveBuffer(slowRead)}
+	dialer := &net.Dialer{Control: far(slowRead)}
 	before, err := srv.settled()
 	if err != nil {
 		return err
