@@ -85,7 +85,7 @@ func TestDecisionAllocations(t *testing.T) {
 // BenchmarkDecision is what the handler does for a file under min_size, with the
 // preparation of a request that "caddy" has too.
 func BenchmarkDecision(b *testing.B) {
-	for name, h := range map[string]*Handler{"caddy": nil, "ktls": {unlogged: true}, "ktls, access log": {}} {
+	for name, h := range map[string]*Handler{"with=caddy": nil, "with=ktls": {unlogged: true}, "with=ktls,log": {}} {
 		b.Run(name, func(b *testing.B) {
 			answer := smallFile(b, h)
 			b.ReportAllocs()

@@ -14,10 +14,12 @@ import (
 // or one less. So the cycles are counted, block by block.
 type block struct {
 	requests             int
-	server, user, client int64 // instructions
+	server, user, client int64 // instructions, or nanoseconds of CPU
 	collections          int   // cycles that ended in it
 	records, plaintext   int64
-	check                func() error // of what it stored
+	busy                 time.Duration   // of the connection that had most to wait
+	latencies            []time.Duration // of each request (with streams, of all that were sent at once)
+	check                func() error    // of what it stored
 }
 
 // blocks is how many a measurement is cut into, where requests suffice.
@@ -109,6 +111,7 @@ func representative(all []block) []block {
 // add makes blocks the result.
 func (r *result) add(all []block) {
 	r.Requests = 0
+	var latencies []time.Duration
 	for _, b := range all {
 		r.Requests += b.requests
 		r.Instructions += b.server
@@ -117,7 +120,22 @@ func (r *result) add(all []block) {
 		r.Collections += b.collections
 		r.Records += b.records
 		r.Plaintext += b.plaintext
+		latencies = append(latencies, b.latencies...)
+		if r.here() {
+			r.Time.Busy += b.busy.Nanoseconds()
+		}
 	}
+	if r.here() {
+		r.Time.CPU, r.Time.ClientCPU = r.Instructions, r.Client
+		r.Instructions, r.User, r.Client = 0, 0, 0
+		slices.Sort(latencies)
+		r.Time.Median, r.Time.P99 = percentile(latencies, 50).Nanoseconds(), percentile(latencies, 99).Nanoseconds()
+	}
+}
+
+// percentile returns the smallest of sorted values that p percent don't exceed.
+func percentile(sorted []time.Duration, p int) time.Duration {
+	return sorted[max((len(sorted)*p+99)/100, 1)-1]
 }
 
 // pause is how often, in the guest's time, a server is looked at.
@@ -125,11 +143,11 @@ const pause = 5 * time.Millisecond
 
 // idle waits until the server has nothing to do, and returns what was counted.
 func (s *server) idle() (reading, error) {
-	before, err := read(s.group)
+	before, err := s.read()
 	for err == nil {
 		time.Sleep(pause)
 		var now reading
-		if now, err = read(s.group); err == nil && now.server-before.server < pause.Nanoseconds()/20 {
+		if now, err = s.read(); err == nil && now.server-before.server < pause.Nanoseconds()/20 {
 			now.collections, err = s.collections()
 			return now, err
 		}

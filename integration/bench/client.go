@@ -20,7 +20,8 @@ import (
 // A client is one connection to a server.
 type client struct {
 	wire *wire
-	tls  *tls.Conn
+	tls  *tls.Conn // nil: no TLS
+	conn net.Conn  // the one of these that requests and responses go through
 	in   *bufio.Reader
 	h2   *http2State // nil: HTTP/1.1
 }
@@ -37,30 +38,57 @@ type http2State struct {
 // alpn are the names that TLS has for the protocols.
 var alpn = map[string]string{"h1": "http/1.1", "h2": "h2"}
 
-// dial opens a connection: TLS 1.3, X25519 and, as Go prefers it on a CPU with
-// AES instructions, AES-128-GCM.
-func dial(addr, protocol string) (*client, error) {
-	conn, err := net.Dial("tcp", addr)
+// tlsVersions are the versions of TLS, as results name them.
+var tlsVersions = map[string]uint16{"1.3": tls.VersionTLS13, "1.2": tls.VersionTLS12}
+
+// aes128 are the cipher suites with AES-128-GCM.
+var aes128 = map[string]uint16{
+	"1.3": tls.TLS_AES_128_GCM_SHA256,
+	"1.2": tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+}
+
+// curves are those that are offered. With TLS 1.2 that of the certificate's key has to
+// be one of them, as RFC 8422, section 5.1.1 demands.
+var curves = map[string][]tls.CurveID{"1.3": {tls.X25519}, "1.2": {tls.X25519, tls.CurveP256}}
+
+// dial opens a connection with a version of TLS (or none), X25519 and, as Go prefers
+// it on a CPU with AES instructions, AES-128-GCM.
+func dial(addr, protocol, version string) (*client, error) {
+	return dialWith(new(net.Dialer), addr, protocol, version)
+}
+
+func dialWith(d *net.Dialer, addr, protocol, version string) (*client, error) {
+	conn, err := d.Dial("tcp", addr)
 	if err != nil {
 		return nil, err
 	}
 	c := &client{wire: &wire{Conn: conn}}
-	c.tls = tls.Client(c.wire, &tls.Config{
-		InsecureSkipVerify: true, // the server is ours, and bodies are compared
-		ServerName:         "localhost",
-		NextProtos:         []string{alpn[protocol]},
-		MinVersion:         tls.VersionTLS13,
-		CurvePreferences:   []tls.CurveID{tls.X25519},
-	})
-	c.in = bufio.NewReaderSize(c.tls, 64<<10)
-	if err := c.begin(protocol); err != nil {
+	c.wire.records = records{overhead: overheads[version], clear: version == "none"}
+	c.conn = c.wire
+	if version != "none" {
+		c.tls = tls.Client(c.wire, &tls.Config{
+			InsecureSkipVerify: true, // the server is ours, and bodies are compared
+			ServerName:         "localhost",
+			NextProtos:         []string{alpn[protocol]},
+			MinVersion:         tlsVersions[version],
+			MaxVersion:         tlsVersions[version],
+			CipherSuites:       []uint16{aes128["1.2"]}, // of TLS 1.2 alone: Go has no choice of TLS 1.3's
+			CurvePreferences:   curves[version],
+		})
+		c.conn = c.tls
+	}
+	c.in = bufio.NewReaderSize(c.conn, 64<<10)
+	if err := c.begin(protocol, version); err != nil {
 		conn.Close()
 		return nil, err
 	}
 	return c, nil
 }
 
-func (c *client) begin(protocol string) error {
+func (c *client) begin(protocol, version string) error {
+	if c.tls == nil {
+		return nil
+	}
 	if err := c.tls.Handshake(); err != nil {
 		return err
 	}
@@ -68,13 +96,16 @@ func (c *client) begin(protocol string) error {
 	if state.NegotiatedProtocol != alpn[protocol] {
 		return fmt.Errorf("protocol is %q, want %q", state.NegotiatedProtocol, alpn[protocol])
 	}
-	if state.CipherSuite != tls.TLS_AES_128_GCM_SHA256 {
+	if state.CipherSuite != aes128[version] {
 		return fmt.Errorf("cipher is %s", tls.CipherSuiteName(state.CipherSuite))
+	}
+	if state.CurveID != tls.X25519 {
+		return fmt.Errorf("key exchange by %v", state.CurveID)
 	}
 	if protocol != "h2" {
 		return nil
 	}
-	s := &http2State{framer: http2.NewFramer(c.tls, c.in), next: 1}
+	s := &http2State{framer: http2.NewFramer(c.conn, c.in), next: 1}
 	s.framer.SetReuseFrames()
 	s.framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	s.encoder = hpack.NewEncoder(&s.block)
@@ -92,14 +123,16 @@ func (c *client) begin(protocol string) error {
 	if err := s.writer.WriteWindowUpdate(0, window-65535); err != nil {
 		return err
 	}
-	_, err := s.out.WriteTo(c.tls)
+	_, err := s.out.WriteTo(c.conn)
 	return err
 }
 
 // close ends the connection as a browser does.
 func (c *client) close() {
 	c.wire.SetWriteDeadline(time.Now().Add(time.Second))
-	c.tls.CloseWrite()
+	if c.tls != nil {
+		c.tls.CloseWrite()
+	}
 	c.wire.Close()
 }
 
@@ -126,12 +159,12 @@ func (c *client) request(file string, n int) error {
 		}
 		s.next += 2
 	}
-	_, err := s.out.WriteTo(c.tls)
+	_, err := s.out.WriteTo(c.conn)
 	return err
 }
 
 func (c *client) requestHTTP1(method, file string) error {
-	_, err := io.WriteString(c.tls, method+" /"+file+" HTTP/1.1\r\nHost: localhost\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n")
+	_, err := io.WriteString(c.conn, method+" /"+file+" HTTP/1.1\r\nHost: localhost\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n")
 	return err
 }
 

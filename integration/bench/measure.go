@@ -15,7 +15,9 @@ import (
 	"io"
 	"math/big"
 	mathrand "math/rand/v2"
+	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -33,44 +35,133 @@ func measure(out io.Writer, servers []string, p *plan) error {
 			return fmt.Errorf("no protocol %q: want h1 or h2", protocol)
 		}
 	}
-	if err := unix.Mount("cgroup2", cgroups, "cgroup2", 0, ""); err != nil {
-		return fmt.Errorf("mount %s: %w (this is for guests of the lab)", cgroups, err)
+	for _, version := range p.versions {
+		if tlsVersions[version] == 0 {
+			return fmt.Errorf("no TLS version %q: want 1.3 or 1.2", version)
+		}
 	}
-	b, err := newBench()
+	if len(p.protocols) == 0 || len(p.versions) == 0 {
+		return errors.New("nothing to measure: want a protocol and a version of TLS")
+	}
+	if !p.here {
+		if err := unix.Mount("cgroup2", cgroups, "cgroup2", 0, ""); err != nil {
+			return fmt.Errorf("mount %s: %w (this is for guests of the lab)", cgroups, err)
+		}
+	}
+	b, err := newBench(p.here)
 	if err != nil {
 		return err
 	}
+	defer b.remove()
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, unix.SIGINT, unix.SIGTERM)
+	go func() {
+		<-interrupted
+		b.remove()
+		os.Exit(1)
+	}()
+	without := b.withoutKernelTLS()
 	enc := json.NewEncoder(out)
-	for i, name := range servers {
-		name, binary, _ := strings.Cut(name, "=")
-		s := b.site
-		s.addr = fmt.Sprintf("127.0.0.1:%d", 8440+i)
-		s.dir = filepath.Join(b.dir, name)
-		if err := os.Mkdir(s.dir, 0o755); err != nil {
-			return err
+	for _, server := range servers {
+		name, binary, _ := strings.Cut(server, "=")
+		kind, ok := serverKinds[name]
+		if !ok {
+			return fmt.Errorf("no server %q", name)
 		}
-		srv, err := startServer(name, binary, s)
-		if err != nil {
-			return err
-		}
-		for _, sc := range p.scenarios() {
-			if srv.kind.matters != nil && !srv.kind.matters(sc) || p.knows(b.kernel, name, srv.version, sc) {
+		if without != nil && kind.kernelFrom != 0 {
+			if kind.kernelFrom != whatever {
+				fmt.Fprintf(os.Stderr, "%s is left out: this kernel has no kernel TLS (%v)\n", name, without)
 				continue
 			}
-			r, err := b.measure(srv, sc)
-			if err != nil {
-				log, _ := os.ReadFile(srv.log)
-				return fmt.Errorf("%s %+v: %w; the server's log:\n%s", name, sc, err, log)
-			}
-			if err := enc.Encode(r); err != nil {
-				return err
-			}
+			fmt.Fprintf(os.Stderr, "%s encrypts in user space: this kernel has no kernel TLS (%v)\n", name, without)
 		}
-		if err := srv.stop(); err != nil {
+		if err := b.measureServer(enc, name, binary, p); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// measureServer runs the scenarios against one server. For one of memory it starts
+// anew, so that it has nothing of others.
+func (b *bench) measureServer(enc *json.Encoder, name, binary string, p *plan) (err error) {
+	version, err := versionOf(binary)
+	if err != nil {
+		return err
+	}
+	var srv *server
+	stop := func() {
+		if srv == nil {
+			return
+		}
+		if stopped := srv.stop(); err == nil {
+			err = stopped
+		}
+		b.runs(nil)
+		srv = nil
+	}
+	defer func() { stop() }()
+	for _, sc := range p.scenarios(serverKinds[name]) {
+		if p.knows(b.kernel, name, version, sc) {
+			continue
+		}
+		if srv != nil && sc.ofMemory() {
+			stop()
+		}
+		if srv == nil {
+			if srv, err = b.start(name, binary, sc.ofMemory()); err != nil {
+				return err
+			}
+		}
+		r, err := b.measure(srv, sc)
+		if err != nil {
+			log, _ := os.ReadFile(srv.log)
+			return fmt.Errorf("%s %+v: %w; the server's log:\n%s", name, sc, err, log)
+		}
+		if err := enc.Encode(r); err != nil {
+			return err
+		}
+		if sc.ofMemory() {
+			stop()
+		}
+	}
+	return err
+}
+
+// start starts a server; with an admin endpoint, if it is Caddy and told so.
+func (b *bench) start(name, binary string, admin bool) (*server, error) {
+	s := b.site
+	ports, err := freePorts(2)
+	if err != nil {
+		return nil, err
+	}
+	s.addr = ports[0]
+	if admin {
+		s.admin = ports[1]
+	}
+	b.started++
+	s.dir = filepath.Join(b.dir, fmt.Sprintf("%s-%d", name, b.started))
+	if err := os.Mkdir(s.dir, 0o755); err != nil {
+		return nil, err
+	}
+	srv, err := startServer(name, binary, s, b.here)
+	if err == nil {
+		b.runs(srv)
+	}
+	return srv, err
+}
+
+// freePorts returns addresses that nobody listens at.
+func freePorts(n int) (addrs []string, err error) {
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close()
+		addrs = append(addrs, l.Addr().String())
+	}
+	return addrs, nil
 }
 
 // A bench is what all measurements of a guest share.
@@ -80,16 +171,66 @@ type bench struct {
 	kernel string
 	files  map[int64][]byte // by length
 	stored [][]byte         // for each connection, memory to be used again
+
+	here    bool // on this machine, in seconds
+	started int  // servers so far
+
+	mu      sync.Mutex
+	running *server
+}
+
+// runs takes note of the server that runs, or of none.
+func (b *bench) runs(srv *server) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.running = srv
+}
+
+// remove ends what runs and removes what was made.
+func (b *bench) remove() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.running != nil {
+		b.running.stop()
+	}
+	os.RemoveAll(b.dir)
+}
+
+// withoutKernelTLS returns why the kernel has no TLS; nil: it has.
+func (b *bench) withoutKernelTLS() error {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	if failed := raw.Control(func(fd uintptr) {
+		err = os.NewSyscallError("setsockopt TCP_ULP", unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_ULP, "tls"))
+	}); failed != nil {
+		return failed
+	}
+	return err
 }
 
 // newBench makes the files and the certificate.
-func newBench() (*bench, error) {
+func newBench(here bool) (*bench, error) {
 	dir, err := os.MkdirTemp("", "bench")
 	if err != nil {
 		return nil, err
 	}
-	b := &bench{dir: dir, files: make(map[int64][]byte), stored: make([][]byte, 8)}
+	b := &bench{dir: dir, here: here, files: make(map[int64][]byte), stored: make([][]byte, 8)}
 	b.site = site{root: "/ext4/bench", cert: dir + "/cert.pem", key: dir + "/key.pem"}
+	if here {
+		b.site.root = filepath.Join(dir, "files")
+	}
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
 		return nil, fmt.Errorf("uname: %w", err)
@@ -141,13 +282,21 @@ func (s site) makeCertificate() error {
 // measure runs one scenario. All bodies are compared with the file.
 func (b *bench) measure(srv *server, sc scenario) (*result, error) {
 	r := &result{Kernel: b.kernel, Server: srv.name, Version: srv.version, scenario: sc}
+	if b.here {
+		r.Time = new(times)
+	}
 	before, err := kernelTLS()
 	if err != nil {
 		return nil, err
 	}
-	if sc.Mode == handshaking {
+	switch sc.Mode {
+	case handshaking:
 		err = b.handshakes(srv, r)
-	} else {
+	case idling:
+		err = b.idlers(srv, r)
+	case slow:
+		err = b.slowReaders(srv, r)
+	default:
 		err = b.keepAlive(srv, r)
 	}
 	if err != nil {
@@ -167,10 +316,13 @@ func (b *bench) measure(srv *server, sc scenario) (*result, error) {
 // pathIsRight says whether the kernel encrypted the connections that it should
 // have, and no others.
 func (s *server) pathIsRight(r *result) bool {
+	if s.kind.kernelFrom == whatever {
+		return true
+	}
 	if s.kind.kernelFrom == 0 || r.Body < s.kind.kernelFrom {
 		return r.KernelTLS == 0
 	}
-	if r.Mode == handshaking {
+	if r.Mode == handshaking || r.ofMemory() {
 		return r.KernelTLS >= int64(r.Requests)
 	}
 	return r.KernelTLS == int64(r.Connections)
@@ -179,7 +331,7 @@ func (s *server) pathIsRight(r *result) bool {
 // handshakes opens a connection for each request.
 func (b *bench) handshakes(srv *server, r *result) error {
 	one := func() (*client, error) {
-		c, err := dial(srv.addr, r.Protocol)
+		c, err := dial(srv.addr, r.Protocol, r.TLS)
 		if err != nil {
 			return nil, err
 		}
@@ -199,10 +351,13 @@ func (b *bench) handshakes(srv *server, r *result) error {
 	requests := max(r.Requests/blocks, 1)
 	return r.collect(srv, requests, func(block *block) error {
 		for range requests {
+			begin := time.Now()
 			c, err := one()
 			if err != nil {
 				return err
 			}
+			block.took(c.wire.last.Sub(begin))
+			block.busy += c.wire.last.Sub(begin)
 			block.records += c.wire.records.count
 			block.plaintext += c.wire.records.plaintext
 		}
@@ -224,7 +379,7 @@ func (b *bench) keepAlive(srv *server, r *result) error {
 		}
 	}()
 	for i := range clients {
-		c, err := dial(srv.addr, r.Protocol)
+		c, err := dial(srv.addr, r.Protocol, r.TLS)
 		if err != nil {
 			return err
 		}
@@ -253,8 +408,11 @@ func (b *bench) keepAlive(srv *server, r *result) error {
 			block.records -= c.wire.records.count
 			block.plaintext -= c.wire.records.plaintext
 		}
+		var mu sync.Mutex
 		err := each(func(i int, c *client) (err error) {
+			var busy time.Duration
 			for range rounds {
+				begin := time.Now()
 				if err := c.request(fileName(r.Body), r.Streams); err != nil {
 					return err
 				}
@@ -266,7 +424,15 @@ func (b *bench) keepAlive(srv *server, r *result) error {
 				if err != nil {
 					return err
 				}
+				took := c.wire.last.Sub(begin)
+				busy += took
+				mu.Lock()
+				block.took(took)
+				mu.Unlock()
 			}
+			mu.Lock()
+			block.busy = max(block.busy, busy)
+			mu.Unlock()
 			return nil
 		})
 		for _, c := range clients {
@@ -312,7 +478,15 @@ func (b *bench) warmUp(c *client, r *result) (length int64, err error) {
 	return int64(r.Streams) * (r.Body + frames*frameHeader), nil
 }
 
+// took takes note of a request's latency.
+func (b *block) took(d time.Duration) {
+	b.latencies = append(b.latencies, d)
+}
+
 func (r *result) noteTLS(c *client) {
+	if c.tls == nil {
+		return
+	}
 	state := c.tls.ConnectionState()
 	r.Cipher, r.Curve = tls.CipherSuiteName(state.CipherSuite), state.CurveID.String()
 }

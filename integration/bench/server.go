@@ -25,9 +25,14 @@ type serverKind struct {
 	matters func(scenario) bool
 
 	// The smallest body, in bytes, for which the kernel is to encrypt the
-	// connection; 0: never.
+	// connection; 0: never; whatever: as the build can.
 	kernelFrom int64
+
+	clear bool // without TLS, to see what is below it
 }
+
+// whatever stands for a server that has kernel TLS or not, as it was built.
+const whatever = -1
 
 // minSize is the default of ktls's min_size.
 const minSize = 128 << 10
@@ -45,12 +50,15 @@ var serverKinds = map[string]serverKind{
 		matters:    func(sc scenario) bool { return sc.Protocol == "h2" && sc.Body >= minSize },
 		kernelFrom: minSize,
 	},
-	"nginx": {program: nginxProgram, config: func(s site) string { return s.nginxConf("") }},
+	"caddy-clear": {program: caddyProgram, config: site.clearCaddyfile, clear: true},
+	"nginx":       {program: nginxProgram, config: func(s site) string { return s.nginxConf("") }},
 	"nginx-ktls": {
 		program:    nginxProgram,
 		config:     func(s site) string { return s.nginxConf("ssl_conf_command Options KTLS;") },
 		kernelFrom: 1,
 	},
+	"nginx-clear": {program: nginxProgram, config: site.clearNginxConf, clear: true},
+	"lighttpd":    {program: lighttpdProgram, config: site.lighttpdConf, kernelFrom: whatever},
 }
 
 func caddyProgram(binary, config string) []string {
@@ -61,12 +69,18 @@ func nginxProgram(binary, config string) []string {
 	return []string{binary, "-p", filepath.Dir(config), "-e", "stderr", "-c", config}
 }
 
+func lighttpdProgram(binary, config string) []string {
+	modules := filepath.Join(filepath.Dir(binary), "..", "lib", "lighttpd") // of the package, wherever it is unpacked
+	return []string{binary, "-D", "-m", modules, "-f", config}
+}
+
 // A site is what every server serves.
 type site struct {
 	addr      string
 	root      string // the files
 	cert, key string // PEM files
 	dir       string // the server's own
+	admin     string // the address of Caddy's admin endpoint; empty: none
 }
 
 const ktlsWrapper = `
@@ -77,38 +91,65 @@ const ktlsWrapper = `
 // caddyfile returns Caddy's configuration: the defaults, but nothing that has to
 // do with certificate authorities and nothing that listens elsewhere.
 func (s site) caddyfile(server, directive string) string {
+	return s.caddyfileFor("https", "h1 h2"+server, fmt.Sprintf("tls %s %s", s.cert, s.key), directive)
+}
+
+// clearCaddyfile is the same without TLS.
+func (s site) clearCaddyfile() string {
+	return s.caddyfileFor("http", "h1", "", "")
+}
+
+func (s site) caddyfileFor(scheme, protocols, tls, directive string) string {
+	admin := "off"
+	if s.admin != "" {
+		admin = s.admin
+	}
 	return fmt.Sprintf(`{
-	admin off
+	admin %s
 	auto_https off
 	persist_config off
 	servers {
-		protocols h1 h2%s
+		protocols %s
 	}
 }
-https://%s {
+%s://localhost%s {
 	bind 127.0.0.1
-	tls %s %s
+	%s
 	root * %s
 	%s
 	file_server
 }
-`, server, "localhost"+s.addr[strings.LastIndexByte(s.addr, ':'):], s.cert, s.key, s.root, directive)
+`, admin, protocols, scheme, s.addr[strings.LastIndexByte(s.addr, ':'):], tls, s.root, directive)
 }
 
 // nginxConf returns nginx's configuration: Debian's, without its logs, and with
-// connections that may last.
+// connections that may last and be many.
 func (s site) nginxConf(tls string) string {
+	return s.nginxConfFor("ssl http2", fmt.Sprintf(`ssl_certificate %s;
+		ssl_certificate_key %s;
+		ssl_protocols TLSv1.2 TLSv1.3;
+		%s`, s.cert, s.key, tls))
+}
+
+// clearNginxConf is the same without TLS.
+func (s site) clearNginxConf() string {
+	return s.nginxConfFor("", "")
+}
+
+func (s site) nginxConfFor(listen, tls string) string {
 	return fmt.Sprintf(`user root;
 daemon off;
 worker_processes 1;
+worker_rlimit_nofile 8192;
 pid %[1]s/nginx.pid;
 error_log stderr warn;
-events { worker_connections 1024; }
+events { worker_connections 4096; }
 http {
 	access_log off;
 	sendfile on;
 	tcp_nopush on;
 	keepalive_requests 1000000;
+	keepalive_timeout 1h;
 	default_type application/octet-stream;
 	client_body_temp_path %[1]s/body;
 	proxy_temp_path %[1]s/proxy;
@@ -116,15 +157,33 @@ http {
 	uwsgi_temp_path %[1]s/uwsgi;
 	scgi_temp_path %[1]s/scgi;
 	server {
-		listen %[2]s ssl http2;
-		ssl_certificate %[3]s;
-		ssl_certificate_key %[4]s;
-		ssl_protocols TLSv1.2 TLSv1.3;
-		%[5]s
-		root %[6]s;
+		listen %[2]s %[3]s;
+		%[4]s
+		root %[5]s;
 	}
 }
-`, s.dir, s.addr, s.cert, s.key, tls, s.root)
+`, s.dir, s.addr, listen, tls, s.root)
+}
+
+// lighttpdConf returns lighttpd's configuration: its defaults, with connections that
+// may last and be many, and with kernel TLS, which is used where the build has it.
+func (s site) lighttpdConf() string {
+	_, port, _ := strings.Cut(s.addr, ":")
+	return fmt.Sprintf(`server.document-root = "%[1]s"
+server.bind = "127.0.0.1"
+server.port = %[2]s
+server.errorlog = "%[3]s/error.log"
+server.max-keep-alive-requests = 1000000
+server.max-keep-alive-idle = 3600
+server.max-connections = 4096
+server.max-fds = 8192
+mimetype.assign = ( "" => "application/octet-stream" )
+server.modules += ( "mod_openssl" )
+ssl.engine = "enable"
+ssl.pemfile = "%[4]s"
+ssl.privkey = "%[5]s"
+ssl.openssl.ssl-conf-cmd = ( "MinProtocol" => "TLSv1.2", "Options" => "KTLS" )
+`, s.root, port, s.dir, s.cert, s.key)
 }
 
 // A server is a running one.
@@ -133,7 +192,8 @@ type server struct {
 	name    string
 	version string
 	addr    string
-	group   string // its control group's folder
+	admin   string // as the site has it, if this is Caddy
+	group   string // its control group's folder; empty: its processes are asked
 	cmd     *exec.Cmd
 	log     string // a file
 	ended   chan struct{}
@@ -142,9 +202,9 @@ type server struct {
 // cgroups is where control groups are. Nothing else of a guest uses them.
 const cgroups = "/sys/fs/cgroup"
 
-// startServer starts a server in a control group of its own, and waits until it
-// listens.
-func startServer(name, binary string, s site) (*server, error) {
+// startServer starts a server in a control group of its own, or, on a machine that
+// others use too, in a process group; and waits until it listens.
+func startServer(name, binary string, s site, here bool) (*server, error) {
 	kind, ok := serverKinds[name]
 	if !ok {
 		return nil, fmt.Errorf("no server %q", name)
@@ -154,15 +214,22 @@ func startServer(name, binary string, s site) (*server, error) {
 		return nil, err
 	}
 	srv := &server{kind: kind, name: name, version: version, addr: s.addr, ended: make(chan struct{})}
-	srv.group = filepath.Join(cgroups, name)
-	if err := os.Mkdir(srv.group, 0o755); err != nil {
-		return nil, err
+	if strings.HasPrefix(version, "Caddy ") {
+		srv.admin = s.admin
 	}
-	group, err := os.Open(srv.group)
-	if err != nil {
-		return nil, err
+	attributes := &syscall.SysProcAttr{Setpgid: true}
+	if !here {
+		srv.group = filepath.Join(cgroups, filepath.Base(s.dir))
+		if err := os.Mkdir(srv.group, 0o755); err != nil {
+			return nil, err
+		}
+		group, err := os.Open(srv.group)
+		if err != nil {
+			return nil, err
+		}
+		defer group.Close()
+		attributes.UseCgroupFD, attributes.CgroupFD = true, int(group.Fd())
 	}
-	defer group.Close()
 	config := filepath.Join(s.dir, "config")
 	if err := os.WriteFile(config, []byte(kind.config(s)), 0o600); err != nil {
 		return nil, err
@@ -178,7 +245,7 @@ func startServer(name, binary string, s site) (*server, error) {
 	srv.cmd.Stdout, srv.cmd.Stderr = log, log
 	// A line for each cycle of the garbage collector; see block.
 	srv.cmd.Env = append(os.Environ(), "GODEBUG=gctrace=1")
-	srv.cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd())}
+	srv.cmd.SysProcAttr = attributes
 	if err := srv.cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -187,6 +254,7 @@ func startServer(name, binary string, s site) (*server, error) {
 		close(srv.ended)
 	}()
 	if err := srv.wait(); err != nil {
+		srv.stop()
 		text, _ := os.ReadFile(srv.log)
 		return nil, fmt.Errorf("%s: %w; its log:\n%s", name, err, text)
 	}
@@ -221,8 +289,8 @@ func (s *server) collections() (int, error) {
 
 // stop ends the server with all its processes.
 func (s *server) stop() error {
-	if err := os.WriteFile(filepath.Join(s.group, "cgroup.kill"), []byte("1"), 0); err != nil {
-		return err
+	if err := syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
+		return fmt.Errorf("kill %s: %w", s.name, err)
 	}
 	<-s.ended
 	return nil
@@ -241,6 +309,10 @@ func versionOf(binary string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%s -v: %w", binary, err)
 	}
-	_, version, _ := strings.Cut(strings.TrimSpace(string(out)), ": ")
+	version := strings.TrimSpace(string(out))
+	if _, after, found := strings.Cut(version, ": "); found {
+		version = after
+	}
+	version, _, _ = strings.Cut(version, " (")
 	return version, nil
 }

@@ -12,8 +12,11 @@ import (
 	"time"
 )
 
-// records counts TLS 1.3 records in a stream of bytes, without decrypting them.
+// records counts TLS records in a stream of bytes, without decrypting them.
 type records struct {
+	overhead int64 // bytes of a record that aren't plaintext, beyond its header
+	clear    bool  // there are none: all is plaintext
+
 	plaintext int64 // bytes in the complete data records so far
 	count     int64 // of these records
 
@@ -22,13 +25,20 @@ type records struct {
 	left   int // bytes of the record still to come
 }
 
-const (
-	applicationData = 23     // RFC 8446, section 5.1
-	recordOverhead  = 1 + 16 // content type and AEAD tag: RFC 8446, section 5.2
-)
+const applicationData = 23 // RFC 8446, section 5.1
+
+// overheads are what a record with AES-GCM has beyond header and plaintext, in bytes.
+var overheads = map[string]int64{
+	"1.3": 1 + 16, // content type and tag: RFC 8446, section 5.2
+	"1.2": 8 + 16, // explicit nonce and tag: RFC 5288, section 3
+}
 
 // follow takes the next bytes.
 func (r *records) follow(p []byte) {
+	if r.clear {
+		r.plaintext += int64(len(p))
+		return
+	}
 	for len(p) > 0 {
 		if r.have < len(r.header) {
 			n := copy(r.header[r.have:], p)
@@ -46,7 +56,7 @@ func (r *records) follow(p []byte) {
 		r.have = 0
 		if r.header[0] == applicationData {
 			r.count++
-			r.plaintext += int64(binary.BigEndian.Uint16(r.header[3:])) - recordOverhead
+			r.plaintext += int64(binary.BigEndian.Uint16(r.header[3:])) - r.overhead
 		}
 	}
 }
@@ -56,7 +66,8 @@ func (r *records) follow(p []byte) {
 type wire struct {
 	net.Conn
 	records records
-	stored  []byte // not all of which TLS has read
+	last    time.Time // when something came
+	stored  []byte    // not all of which TLS has read
 	pos     int
 }
 
@@ -67,8 +78,16 @@ func (w *wire) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	n, err := w.Conn.Read(p)
-	w.records.follow(p[:n])
+	w.came(p[:n])
 	return n, err
+}
+
+// came takes note of bytes that have come.
+func (w *wire) came(p []byte) {
+	if len(p) > 0 {
+		w.last = time.Now()
+		w.records.follow(p)
+	}
 }
 
 // forget makes room: all that was stored has been read.
@@ -96,7 +115,7 @@ func (w *wire) store(upto int64, quiet bool) error {
 			w.stored = slices.Grow(w.stored, readSize)
 		}
 		n, err := w.Conn.Read(w.stored[len(w.stored) : len(w.stored)+readSize])
-		w.records.follow(w.stored[len(w.stored) : len(w.stored)+n])
+		w.came(w.stored[len(w.stored) : len(w.stored)+n])
 		w.stored = w.stored[:len(w.stored)+n]
 		switch {
 		case err == nil:

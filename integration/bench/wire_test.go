@@ -11,7 +11,7 @@ import (
 func record(kind byte, content int) []byte {
 	n := content
 	if kind == applicationData {
-		n += recordOverhead
+		n += int(overheads["1.3"])
 	}
 	p := make([]byte, 5+n)
 	p[0], p[1], p[2] = kind, 3, 3
@@ -29,7 +29,7 @@ func TestRecordsAreCounted(t *testing.T) {
 	stream = append(stream, record(applicationData, 16384)...)
 	stream = append(stream, record(applicationData, 300)...)
 	for _, step := range []int{1, 2, 4, 5, 6, 7, 1000, 16384 + 5, len(stream)} {
-		var r records
+		r := records{overhead: overheads["1.3"]}
 		for p := stream; len(p) > 0; {
 			n := min(step, len(p))
 			r.follow(p[:n])
@@ -39,10 +39,19 @@ func TestRecordsAreCounted(t *testing.T) {
 			t.Errorf("by %d bytes: %d records with %d bytes", step, r.count, r.plaintext)
 		}
 	}
-	var r records
+	r := records{overhead: overheads["1.3"]}
 	r.follow(stream[:len(stream)-1])
 	if r.count != 2 {
 		t.Errorf("%d records where the last one lacks a byte", r.count)
+	}
+}
+
+func TestWithoutTLSAllIsPlaintext(t *testing.T) {
+	r := records{clear: true}
+	r.follow([]byte("HTTP/1.1"))
+	r.follow([]byte(" 200"))
+	if r.plaintext != 12 || r.count != 0 {
+		t.Errorf("%d records with %d bytes", r.count, r.plaintext)
 	}
 }
 

@@ -84,3 +84,24 @@ func BenchmarkReceived(b *testing.B) {
 		s.Received(update[headerLen:])
 	}
 }
+
+// TestPassAndReceivedDoNotAllocate: what isn't a file's is passed on, and what the
+// client sends is looked at, without memory of Go's.
+func TestPassAndReceivedDoNotAllocate(t *testing.T) {
+	var s Session
+	s.Received(append([]byte(http2.ClientPreface), settingsFrame(0)...))
+	s.Enlarge(nineRecords)
+	s.Watch(3)
+	response := frames(t, headers(http2.HeadersFrameParam{StreamID: 1, BlockFragment: make([]byte, 40), EndHeaders: true}), data(1, true, make([]byte, 600)))
+	update := frames(t, func(f *http2.Framer) error { return f.WriteWindowUpdate(1, 1000) })
+	if n := testing.AllocsPerRun(100, func() {
+		if _, err := s.Rewrite(response); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations for a response", n)
+	}
+	if n := testing.AllocsPerRun(100, func() { s.Received(update) }); n != 0 {
+		t.Errorf("%v allocations for a WINDOW_UPDATE", n)
+	}
+}
