@@ -654,10 +654,10 @@ func blockedIn(t *testing.T, write func([]byte) (int, error), client net.Conn) (
 	t.Helper()
 	content = randomBytes(bigFile)
 	errs := make(chan error, 1)
-	go func() {
-		_, err := write(content)
+	go func(p []byte) {
+		_, err := write(p)
 		errs <- err
-	}()
+	}(content)
 	if _, err := io.ReadFull(client, make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
