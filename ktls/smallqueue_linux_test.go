@@ -49,7 +49,7 @@ func TestPush(t *testing.T) {
 
 // TestSmallSendBuffer: with a send buffer that takes no more than a record, what is
 // held back in the expectation of more is sent when no more fits; and all is sent
-// if that fails.
+// if that fails: by TCP's timer, which 6.1 doesn't start for it.
 func TestSmallSendBuffer(t *testing.T) {
 	for _, how := range []string{"SendFile", "SendFramed"} {
 		for _, fails := range []bool{false, true} {
@@ -59,6 +59,9 @@ func TestSmallSendBuffer(t *testing.T) {
 			}
 			t.Run(name, func(t *testing.T) {
 				needSuite(t, upgradable[0])
+				if fails && slow {
+					t.Skip("some of the emulated kernels have no timer for it")
+				}
 				l := setup{}.connect(t)
 				client := l.with(upgradable[0])
 				l.mustUpgrade()
