@@ -48,7 +48,8 @@ func TestHTTP2Fairness(t *testing.T) {
 		}
 	}
 	t.Logf("octets before the answer: %d, with stock Caddy %d", waited[0], waited[1])
-	if slices.Max(waited[0]) > slices.Max(waited[1])+frame {
+	// The sockets of kernel TLS hold up to some 50 KB more.
+	if slices.Max(waited[0]) > slices.Max(waited[1])+2*frame {
 		t.Errorf("a small answer comes after %d octets of a download; with stock Caddy after %d", waited[0], waited[1])
 	}
 }
