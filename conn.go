@@ -58,7 +58,7 @@ type handshake struct {
 // Read runs the handshake first. A connection that net/http would not have
 // served at all (handshake failed, protocol not ours) is at its end.
 func (c *conn) Read(p []byte) (int, error) {
-	reserveStack(0)
+	reserve[forRecords](0)
 	if err := c.handshake(); err != nil {
 		return 0, io.EOF
 	}
@@ -99,7 +99,7 @@ func (c *conn) handshake() error {
 	if h == nil {
 		return nil
 	}
-	reserveHandshakeStack(0)
+	reserve[forHandshake](0)
 	h.once.Do(func() {
 		metrics.inFlight.Inc()
 		defer metrics.inFlight.Dec()
@@ -286,7 +286,7 @@ func (c *conn) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	if c.http2 != nil {
-		reserveStack(0)
+		reserve[forRecords](0)
 		return c.writeHTTP2(p)
 	}
 	if c.body != nil || isStandIn(p) {

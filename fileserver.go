@@ -146,7 +146,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 // ktls handler stands behind another, the first decides: that is the one with
 // the more specific matcher. A response that has begun through one stays its own.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	reserveHandlerStack(0)
+	reserve[forHandler](0)
 	vars, _ := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
 	first, _ := vars[firstVar].(*responseWriter)
 	if standsOnOurs(w) || first != nil && first.latest.wroteHeader {
@@ -348,8 +348,8 @@ func (w *responseWriter) Header() http.Header {
 	return h
 }
 
-// first is the first value of a header field, or "".
-func first(values []string) string {
+// firstValue is the first value of a header field, or "".
+func firstValue(values []string) string {
 	if len(values) == 0 {
 		return ""
 	}
@@ -357,7 +357,7 @@ func first(values []string) string {
 }
 
 func (w *responseWriter) watchLength(h http.Header) {
-	length := first(h["Content-Length"])
+	length := firstValue(h["Content-Length"])
 	if w.promised == "" {
 		w.promised = length
 	}
@@ -384,10 +384,10 @@ func (w *responseWriter) WriteHeader(status int) {
 	w.typed = typed
 	w.multiRange = status == http.StatusPartialContent && len(contentType) > 0 &&
 		strings.HasPrefix(contentType[0], "multipart/byteranges")
-	if status == http.StatusNoContent || status == http.StatusNotModified || first(h["Transfer-Encoding"]) != "" {
+	if status == http.StatusNoContent || status == http.StatusNotModified || firstValue(h["Transfer-Encoding"]) != "" {
 		return
 	}
-	if n, err := strconv.ParseInt(first(h["Content-Length"]), 10, 64); err == nil && n >= 0 {
+	if n, err := strconv.ParseInt(firstValue(h["Content-Length"]), 10, 64); err == nil && n >= 0 {
 		w.length = n
 	}
 	if w.http2 && w.length >= w.minSize() {
@@ -508,7 +508,7 @@ func (w *responseWriter) plan(r io.Reader) *sending {
 	if err := w.conn.upgrade(); err != nil {
 		return refuse(upgradeError(err).Reason)
 	}
-	return &sending{w: w, file: file, off: off, n: n, limits: limitsOf(r), idle: idle, ctx: w.ctx}
+	return &sending{w: w, file: file, off: off, n: n, from: r, idle: idle, ctx: w.ctx}
 }
 
 // unwrapFile finds the file under any number of limits, and what they leave of it;
@@ -527,18 +527,6 @@ func unwrapFile(r io.Reader) (f *os.File, left int64) {
 		default:
 			return nil, 0
 		}
-	}
-}
-
-// limitsOf are the limits around a file.
-func limitsOf(r io.Reader) (limits []*io.LimitedReader) {
-	for {
-		l, ok := r.(*io.LimitedReader)
-		if !ok {
-			return limits
-		}
-		limits = append(limits, l)
-		r = l.R
 	}
 }
 

@@ -15,14 +15,14 @@ type sending struct {
 	w      *responseWriter
 	file   *os.File
 	off, n int64
-	limits []*io.LimitedReader
+	from   io.Reader // the file, within its limits
 	idle   []idleWriter
 	ctx    context.Context // of the request
 }
 
 // advance does to what the file was read from as if done bytes had been read.
 func (s *sending) advance(done int64) {
-	for _, l := range s.limits {
+	for l, ok := s.from.(*io.LimitedReader); ok; l, ok = l.R.(*io.LimitedReader) {
 		l.N -= done
 	}
 	s.file.Seek(s.off+done, io.SeekStart)

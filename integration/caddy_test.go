@@ -99,7 +99,8 @@ func (s setup) start(t testing.TB) *caddy {
 		c.ports = append(c.ports, ln.port)
 	}
 	config := filepath.Join(dir, "Caddyfile")
-	if err := os.WriteFile(config, []byte(c.caddyfile()), 0o644); err != nil {
+	text := c.caddyfile()
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if s.patch != nil {
@@ -119,7 +120,7 @@ func (s setup) start(t testing.TB) *caddy {
 		}
 	}
 	// What Caddy has with a CA, and who it asks about names, outlasts a test.
-	c.leaves = strings.Contains(c.caddyfile(), "on_demand") || strings.Contains(c.caddyfile(), "acme")
+	c.leaves = strings.Contains(text, "on_demand") || strings.Contains(text, "acme")
 	before := c.settled(t)
 	t.Cleanup(func() { c.leftNothing(t, before) })
 	return c

@@ -188,11 +188,16 @@ func dialSmall(t *testing.T, addr string) *net.TCPConn {
 
 // connectSmall is dialSmall for who closes the connection.
 func connectSmall(addr string) (net.Conn, error) {
-	d := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+	d := net.Dialer{Control: receiveBuffer(64 * kib)}
+	return d.Dial("tcp", addr)
+}
+
+// receiveBuffer is the Control of a net.Dialer for a receive buffer of n bytes.
+func receiveBuffer(n int) func(string, string, syscall.RawConn) error {
+	return func(_, _ string, raw syscall.RawConn) (err error) {
 		rawErr := raw.Control(func(fd uintptr) {
-			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 64*kib)
+			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, n)
 		})
 		return firstError(rawErr, err)
-	}}
-	return d.Dial("tcp", addr)
+	}
 }

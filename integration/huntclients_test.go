@@ -27,7 +27,6 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
-	"golang.org/x/sys/unix"
 )
 
 // huntPatience is how long an answer may take, over the worst of the networks.
@@ -70,6 +69,7 @@ type huntConn struct {
 	re      *rekeyer
 	plain   detector
 	kind    string      // protocol, version, cipher
+	limited bool        // may meet a key_limit, and is of a version without KeyUpdates
 	updated atomic.Bool // a KeyUpdate was sent
 	more    atomic.Bool // the client has sent something that the server need not read
 
@@ -118,13 +118,10 @@ func (h *hunt) dial(rng *rand.Rand, proto string) *huntConn {
 	began := time.Now()
 	d := net.Dialer{Timeout: huntPatience}
 	if rng.IntN(6) == 0 {
-		buffer := (2 << 10) << rng.IntN(6)
-		d.Control = func(_, _ string, raw syscall.RawConn) (err error) {
-			rawErr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, buffer) })
-			return firstError(rawErr, err)
-		}
+		d.Control = receiveBuffer((2 << 10) << rng.IntN(6))
 	}
-	tcp, err := d.Dial("tcp", h.addr(rng.IntN(huntListeners)))
+	listener := rng.IntN(huntListeners)
+	tcp, err := d.Dial("tcp", h.addr(listener))
 	if err != nil {
 		h.noAnswer(began, "connect", err)
 		return nil
@@ -132,6 +129,7 @@ func (h *hunt) dial(rng *rand.Rand, proto string) *huntConn {
 	c := &huntConn{h: h, tcp: tcp.(*net.TCPConn), born: began}
 	c.tcp.SetDeadline(time.Now().Add(huntPatience))
 	kind := huntTLS[rng.IntN(len(huntTLS))]
+	c.limited = kind.version == tls.VersionTLS12 && hasKeyLimit(h.t, listener)
 	config := h.tls.Clone()
 	config.MinVersion, config.MaxVersion = kind.version, kind.version
 	config.NextProtos = []string{map[string]string{"h1": "http/1.1", "h2": "h2"}[proto]}
@@ -168,6 +166,15 @@ func (h *hunt) noAnswer(born time.Time, what string, err error) {
 		return
 	}
 	h.fails("%s: %v, %v after the connection began", what, err, time.Since(born))
+}
+
+// answered counts an answer, whole or not, and the bytes of its body.
+func (h *hunt) answered(kind string, n int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.counts["responses"]++
+	h.counts["responses: "+kind]++
+	h.bytes += n
 }
 
 // huntRequest is a request of the hunt, and what is to become of its answer.
@@ -288,7 +295,17 @@ func (c *huntConn) ended(what string, err error) {
 		c.h.count("connections ended for a KeyUpdate that the kernel can't do", 1)
 		return
 	}
+	if c.metLimit(err) {
+		c.h.count("connections ended by key_limit", 1)
+		return
+	}
 	c.h.noAnswer(c.born, c.kind+", "+what, err)
+}
+
+// metLimit reports whether a connection was ended because its key may encrypt no
+// more: what was under way when the client was told to connect anew was too much.
+func (c *huntConn) metLimit(err error) bool {
+	return c.limited && strings.Contains(err.Error(), "tls: internal error")
 }
 
 // refusedUpdate reports whether the connection may have been ended for a KeyUpdate:
@@ -300,10 +317,6 @@ func (c *huntConn) take(rng *rand.Rand, r huntRequest, asked time.Time, resp *ht
 	h := c.h
 	begun := time.Now()
 	defer resp.Body.Close()
-	h.mu.Lock()
-	h.counts["responses"]++
-	h.counts["responses: "+c.kind]++
-	h.mu.Unlock()
 	if r.update != 0 {
 		c.updated.Store(true)
 		c.more.Store(true)
@@ -312,9 +325,7 @@ func (c *huntConn) take(rng *rand.Rand, r huntRequest, asked time.Time, resp *ht
 		}
 	}
 	body, err := c.check(rng, r, asked, begun, resp)
-	h.mu.Lock()
-	h.bytes += body.n
-	h.mu.Unlock()
+	h.answered(c.kind, body.n)
 	var unexpected unexpectedAnswer
 	switch {
 	case err == nil:
@@ -340,6 +351,8 @@ func (c *huntConn) take(rng *rand.Rand, r huntRequest, asked time.Time, resp *ht
 			h.count("cut: Go's HTTP/2 client has closed the connection itself", 1)
 		case c.refusedUpdate():
 			h.count("cut: a KeyUpdate that the kernel can't do", 1)
+		case c.metLimit(err):
+			h.count("cut: key_limit", 1)
 		default:
 			c.cuts = append(c.cuts, cut{time.Now(), fmt.Sprintf("%v, cut after %d bytes of %d: %v", r, body.n, resp.ContentLength, err), errors.Is(err, syscall.ECONNRESET)})
 		}
@@ -592,13 +605,13 @@ func (h *hunt) visitCurl(rng *rand.Rand) {
 	cipher := []string{"AES_128_GCM_SHA256", "AES_256_GCM_SHA384", "CHACHA20_POLY1305_SHA256"}[rng.IntN(3)]
 	proto := []string{"h1", "h2"}[rng.IntN(2)]
 	kind := fmt.Sprintf("%s TLS 1.3 %s (curl)", proto, cipher)
-	args := []string{"--silent", "--cacert", rootFile(), "--write-out", "%{json}\n", "--max-time", "120",
+	addr := h.addr(rng.IntN(huntListeners))
+	each := []string{"--silent", "--cacert", rootFile(), "--write-out", "%{json}\n", "--max-time", "120", "--connect-to", "::" + addr,
 		"--tlsv1.3", "--tls13-ciphers", "TLS_" + cipher, map[string]string{"h1": "--http1.1", "h2": "--http2"}[proto]}
+	var args []string
 	if proto == "h2" {
 		args = append(args, "--parallel", "--parallel-max", fmt.Sprint(1+rng.IntN(8)))
 	}
-	addr := h.addr(rng.IntN(huntListeners))
-	args = append(args, "--connect-to", "::"+addr)
 	asked := time.Now()
 	stored := map[string]huntRequest{}
 	for n := range 10 + rng.IntN(50) {
@@ -606,10 +619,9 @@ func (h *hunt) visitCurl(rng *rand.Rand) {
 		path := filepath.Join(dir, fmt.Sprint(n))
 		stored[path] = r
 		if n > 0 {
-			args = append(args, "--next", "--silent", "--write-out", "%{json}\n", "--tlsv1.3", "--tls13-ciphers", "TLS_"+cipher,
-				"--cacert", rootFile(), map[string]string{"h1": "--http1.1", "h2": "--http2"}[proto], "--connect-to", "::"+addr, "--max-time", "120")
+			args = append(args, "--next")
 		}
-		args = append(args, "https://localhost"+r.file.name, "--output", path, "--dump-header", path+".header")
+		args = append(append(args, each...), "https://localhost"+r.file.name, "--output", path, "--dump-header", path+".header")
 	}
 	cmd := exec.Command("curl", args...)
 	out, _ := cmd.Output() // each transfer has its exit code
@@ -619,14 +631,11 @@ func (h *hunt) visitCurl(rng *rand.Rand) {
 			h.fails("curl's report: %v", err)
 			return
 		}
-		r, ok := stored[tr.Stored]
-		if !ok || tr.Status == 0 {
-			if tr.Status == 0 {
-				h.noAnswer(asked, kind, fmt.Errorf("curl: %d, %s", tr.ExitCode, tr.Error))
-			}
-			continue
+		if tr.Status == 0 {
+			h.noAnswer(asked, kind, fmt.Errorf("curl: %d, %s", tr.ExitCode, tr.Error))
+		} else if r, ok := stored[tr.Stored]; ok {
+			h.stored(r, tr, kind, asked)
 		}
-		h.stored(r, tr, kind, asked)
 	}
 }
 
@@ -637,11 +646,7 @@ func (h *hunt) stored(r huntRequest, tr transfer, kind string, asked time.Time) 
 		h.fails("%v", err)
 		return
 	}
-	h.mu.Lock()
-	h.counts["responses"]++
-	h.counts["responses: "+kind]++
-	h.bytes += int64(len(body))
-	h.mu.Unlock()
+	h.answered(kind, int64(len(body)))
 	now := time.Now()
 	known := r.file.known(asked, now)
 	length := int64(-1)

@@ -213,15 +213,16 @@ func newHuntFiles(t *testing.T, dir string, rng *rand.Rand) (all []*huntFile) {
 type verifier struct {
 	file   *huntFile
 	asked  time.Time // when the request was sent
-	begun  time.Time // when the answer's header was there: the file had been opened
 	total  int64     // size of the file, as the answer says
 	off    int64     // of what comes next
 	only   []version // of which it must be one; of files that aren't changed in place
 	atomic bool
 }
 
+// verifier is for an answer to what was asked at a time, whose header was there at
+// another: then the file had been opened.
 func (f *huntFile) verifier(asked, begun time.Time, off, total int64) (*verifier, error) {
-	v := &verifier{file: f, asked: asked, begun: begun, total: total, off: off}
+	v := &verifier{file: f, asked: asked, total: total, off: off}
 	v.atomic = f.fate == steady || f.fate == replaced
 	known := f.known(asked, begun)
 	least, most := int64(huntPool), int64(-1)

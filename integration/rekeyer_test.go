@@ -4,24 +4,21 @@ package integration
 
 import (
 	"bytes"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/hkdf"
-	"crypto/sha256"
 	"crypto/tls"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"net"
 	"strings"
 	"sync"
+
+	"github.com/caddy-ktls/caddy-ktls/ktls"
 )
 
 // rekeyer stands between a crypto/tls client and its socket and changes the
 // client's key when it is told to, which crypto/tls can't. From then on it opens
 // each record that the client sends and seals it with the key that the server
-// expects. What comes from the server crypto/tls can take by itself. For
-// TLS_AES_128_GCM_SHA256 alone.
+// expects. What comes from the server crypto/tls can take by itself. In TLS 1.3
+// alone.
 type rekeyer struct {
 	net.Conn
 
@@ -33,49 +30,40 @@ type rekeyer struct {
 	moved  bool
 }
 
-// recordKey is one direction's key (RFC 8446, sections 5.3, 7.1 and 7.3).
+// recordKey is the key of one direction, and the number of its next record.
 type recordKey struct {
+	suite  uint16
 	secret []byte
-	aead   cipher.AEAD
-	iv     []byte
+	opener *ktls.Opener
 	seq    uint64
 }
 
-func newRecordKey(secret []byte) (recordKey, error) {
-	expand := func(label string, n int) []byte {
-		label = "tls13 " + label
-		info := binary.BigEndian.AppendUint16(nil, uint16(n))
-		info = append(append(append(info, byte(len(label))), label...), 0)
-		out, err := hkdf.Expand(sha256.New, secret, string(info), n)
-		if err != nil {
-			panic(err) // n is too large
-		}
-		return out
-	}
-	block, err := aes.NewCipher(expand("key", 16))
+func newRecordKey(suite uint16, secret []byte) (recordKey, error) {
+	keys, err := ktls.TLS13Keys(suite, secret)
 	if err != nil {
 		return recordKey{}, err
 	}
-	aead, err := cipher.NewGCM(block)
-	return recordKey{secret: expand("traffic upd", 32), aead: aead, iv: expand("iv", 12)}, err
+	opener, err := ktls.NewOpener(keys)
+	return recordKey{suite: suite, secret: secret, opener: opener}, err
 }
 
-func (k *recordKey) nonce() []byte {
-	nonce := bytes.Clone(k.iv)
-	binary.BigEndian.PutUint64(nonce[4:], binary.BigEndian.Uint64(nonce[4:])^k.seq)
+// next is the key after k (RFC 8446, section 7.2).
+func (k *recordKey) next() (recordKey, error) {
+	secret, err := ktls.NextSecret(k.suite, k.secret)
+	if err != nil {
+		return recordKey{}, err
+	}
+	return newRecordKey(k.suite, secret)
+}
+
+func (k *recordKey) seal(typ byte, content []byte) []byte {
 	k.seq++
-	return nonce
+	return k.opener.Seal(nil, typ, content, k.seq-1)
 }
 
-func (k *recordKey) seal(content []byte, typ byte) []byte {
-	n := len(content) + 1 + k.aead.Overhead()
-	record := []byte{23, 3, 3, byte(n >> 8), byte(n)}
-	return k.aead.Seal(record, k.nonce(), append(bytes.Clone(content), typ), record[:5:5])
-}
-
-// open returns content and type as they were sealed.
-func (k *recordKey) open(record []byte) ([]byte, error) {
-	return k.aead.Open(nil, k.nonce(), record[5:], record[:5])
+func (k *recordKey) open(record []byte) (typ byte, content []byte, err error) {
+	k.seq++
+	return k.opener.Open(nil, record, k.seq-1)
 }
 
 // client is the TLS client above.
@@ -88,20 +76,18 @@ func (r *rekeyer) client(config *tls.Config) (*tls.Conn, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if state := conn.ConnectionState(); state.Version != tls.VersionTLS13 || state.CipherSuite != tls.TLS_AES_128_GCM_SHA256 {
-		return conn, nil
-	}
 	for line := range strings.Lines(r.log.String()) {
-		if f := strings.Fields(line); f[0] == "CLIENT_TRAFFIC_SECRET_0" {
-			secret, err := hex.DecodeString(f[2])
-			if err != nil {
-				return conn, err
-			}
-			if r.mine, err = newRecordKey(secret); err != nil {
-				return conn, err
-			}
-			r.ready = true
+		l, err := ktls.ParseKeyLogLine([]byte(line))
+		if err != nil {
+			return conn, err
 		}
+		if l.Label != ktls.LabelClientTraffic {
+			continue
+		}
+		if r.mine, err = newRecordKey(conn.ConnectionState().CipherSuite, l.Secret); err != nil {
+			return conn, err
+		}
+		r.ready = true
 	}
 	return conn, nil
 }
@@ -123,11 +109,11 @@ func (r *rekeyer) Write(p []byte) (int, error) {
 			r.mine.seq++
 			out = append(out, rest[:n]...)
 		} else {
-			inner, err := r.mine.open(rest[:n])
+			typ, content, err := r.mine.open(rest[:n])
 			if err != nil {
 				return 0, err
 			}
-			out = append(out, r.theirs.seal(inner[:len(inner)-1], inner[len(inner)-1])...)
+			out = append(out, r.theirs.seal(typ, content)...)
 		}
 		rest = rest[n:]
 	}
@@ -152,9 +138,9 @@ func (r *rekeyer) update(request bool) (bool, error) {
 	if request {
 		message[4] = 1
 	}
-	record := r.theirs.seal(message, 22)
+	record := r.theirs.seal(ktls.RecordTypeHandshake, message)
 	var err error
-	if r.theirs, err = newRecordKey(r.theirs.secret); err != nil {
+	if r.theirs, err = r.theirs.next(); err != nil {
 		return false, err
 	}
 	_, err = r.Conn.Write(record)

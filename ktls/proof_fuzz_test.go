@@ -134,7 +134,11 @@ func (l *link) sending(s suite) *sending {
 		}
 	}
 	g := l.withGo(&tls.Config{MaxVersion: s.version, CipherSuites: []uint16{s.id}})
-	keys, opener := g.keys12(l.t)
+	keys, _ := g.keys12(l.t)
+	opener, err := NewOpener(keys)
+	if err != nil {
+		l.t.Fatal(err)
+	}
 	seq := uint64(1) // after Finished
 	return &sending{
 		keys: func() *Keys { return keys }, seq: func() uint64 { return seq },
@@ -143,23 +147,6 @@ func (l *link) sending(s suite) *sending {
 			return opener.Seal(nil, typ, data, seq-1)
 		},
 	}
-}
-
-// keys12 returns the keys that a TLS 1.2 client sends with.
-func (c *goClient) keys12(t testing.TB) (*Keys, *Opener) {
-	t.Helper()
-	var clientRandom, serverRandom [32]byte
-	copy(clientRandom[:], c.wire.written()[RecordHeaderLen+6:])
-	copy(serverRandom[:], c.wire.read()[RecordHeaderLen+6:])
-	keys, _, err := TLS12Keys(c.ConnectionState().CipherSuite, c.keys.secret(LabelTLS12), clientRandom, serverRandom)
-	if err != nil {
-		t.Fatal(err)
-	}
-	o, err := NewOpener(keys)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return keys, o
 }
 
 // sendSome makes up records that o's client sends after the handshake.

@@ -52,9 +52,10 @@ func (k *kernelRX) recv(p []byte) (n, typ int, ended bool, err error) {
 	return n, typ, ended, err
 }
 
-// partial reports whether bytes were received that no read has returned, or it
-// can't be asked: at the end of the stream, a record that was cut. The kernel may have taken them off
-// the socket's queue where memory is short; then it can't be told.
+// partial reports whether bytes were received that no read has returned: at the
+// end of the stream, a record that was cut. So it is taken for if the socket can't
+// be asked. The kernel may have taken them off the socket's queue where memory is
+// short; then it can't be told.
 func (k *kernelRX) partial() bool {
 	n := 0
 	err := controlRaw(k.raw, func(fd int) (err error) {

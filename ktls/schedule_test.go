@@ -141,13 +141,7 @@ func dialPeer(t testing.TB, conn net.Conn, s suite) (*peer, error) {
 	if err := g.Handshake(); err != nil {
 		return nil, err
 	}
-	var clientRandom, serverRandom [32]byte
-	copy(clientRandom[:], g.wire.written()[RecordHeaderLen+6:])
-	copy(serverRandom[:], g.wire.read()[RecordHeaderLen+6:])
-	mine, its, err := TLS12Keys(s.id, g.keys.secret(LabelTLS12), clientRandom, serverRandom)
-	if err != nil {
-		return nil, err
-	}
+	mine, its := g.keys12(t)
 	out, err := NewOpener(mine)
 	if err != nil {
 		return nil, err

@@ -175,21 +175,27 @@ func clientSends(t testing.TB, client net.Conn, typ byte, data []byte) {
 // nothing of: it must not write any more.
 func (c *goClient) seal12(t testing.TB, typ byte, data []byte) []byte {
 	t.Helper()
-	stream, sent := c.wire.read(), c.wire.written()
-	var clientRandom, serverRandom [32]byte
-	copy(clientRandom[:], sent[RecordHeaderLen+6:])
-	copy(serverRandom[:], stream[RecordHeaderLen+6:])
-	keys, _, err := TLS12Keys(c.ConnectionState().CipherSuite, c.keys.secret(LabelTLS12), clientRandom, serverRandom)
-	if err != nil {
-		t.Fatal(err)
-	}
+	keys, _ := c.keys12(t)
 	o, err := NewOpener(keys)
 	if err != nil {
 		t.Fatal(err)
 	}
-	records := splitRecords(t, sent)
+	records := splitRecords(t, c.wire.written())
 	ccs := slices.IndexFunc(records, func(r []byte) bool { return r[0] == RecordTypeChangeCipherSpec })
 	return o.Seal(nil, typ, data, uint64(len(records)-ccs-1))
+}
+
+// keys12 returns the keys of a TLS 1.2 connection, the client's and the server's.
+func (c *goClient) keys12(t testing.TB) (client, server *Keys) {
+	t.Helper()
+	var clientRandom, serverRandom [32]byte
+	copy(clientRandom[:], c.wire.written()[RecordHeaderLen+6:])
+	copy(serverRandom[:], c.wire.read()[RecordHeaderLen+6:])
+	client, server, err := TLS12Keys(c.ConnectionState().CipherSuite, c.keys.secret(LabelTLS12), clientRandom, serverRandom)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client, server
 }
 
 // isAlert reports whether err is how a client says that it got an alert.

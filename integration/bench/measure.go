@@ -25,6 +25,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/caddy-ktls/caddy-ktls/ktls"
 )
 
 // measure runs the scenarios against each of the servers, NAME=BINARY, one after
@@ -60,7 +62,7 @@ func measure(out io.Writer, servers []string, p *plan) error {
 		b.remove()
 		os.Exit(1)
 	}()
-	without := b.withoutKernelTLS()
+	kernel := ktls.Probe()
 	enc := json.NewEncoder(out)
 	for _, server := range servers {
 		name, binary, _ := strings.Cut(server, "=")
@@ -68,12 +70,12 @@ func measure(out io.Writer, servers []string, p *plan) error {
 		if !ok {
 			return fmt.Errorf("no server %q", name)
 		}
-		if without != nil && kind.kernelFrom != 0 {
+		if kernel.ULP.Support != ktls.Yes && kind.kernelFrom != 0 {
 			if kind.kernelFrom != whatever {
-				fmt.Fprintf(os.Stderr, "%s is left out: this kernel has no kernel TLS (%v)\n", name, without)
+				fmt.Fprintf(os.Stderr, "%s is left out: this kernel has no kernel TLS (%s)\n", name, kernel.Reason())
 				continue
 			}
-			fmt.Fprintf(os.Stderr, "%s encrypts in user space: this kernel has no kernel TLS (%v)\n", name, without)
+			fmt.Fprintf(os.Stderr, "%s encrypts in user space: this kernel has no kernel TLS (%s)\n", name, kernel.Reason())
 		}
 		if err := b.measureServer(enc, name, binary, p); err != nil {
 			return err
@@ -194,30 +196,6 @@ func (b *bench) remove() {
 		b.running.stop()
 	}
 	os.RemoveAll(b.dir)
-}
-
-// withoutKernelTLS returns why the kernel has no TLS; nil: it has.
-func (b *bench) withoutKernelTLS() error {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	defer l.Close()
-	conn, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	raw, err := conn.(*net.TCPConn).SyscallConn()
-	if err != nil {
-		return err
-	}
-	if failed := raw.Control(func(fd uintptr) {
-		err = os.NewSyscallError("setsockopt TCP_ULP", unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_ULP, "tls"))
-	}); failed != nil {
-		return failed
-	}
-	return err
 }
 
 // newBench makes the files and the certificate.

@@ -23,27 +23,7 @@ func TestTable(t *testing.T) {
 		one("caddy", 2_000_000, small), one("caddy", 250_000_000, fresh), one("caddy", 600_000_000, large),
 		one("caddy-ktls", 1_010_000, fewer), one("caddy-ktls", 300_000_000, large),
 	}
-	name := filepath.Join(t.TempDir(), "results.jsonl")
-	f, err := os.Create(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, r := range results {
-		if err := json.NewEncoder(f).Encode(r); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
-	read, err := readResults([]string{name})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var out bytes.Buffer
-	if err := writeTables(&out, read); err != nil {
-		t.Fatal(err)
-	}
+	got := tablesOf(t, results)
 	const want = `### HTTP/1.1, Linux 7.3
 
 | body | connections |  | caddy | caddy-ktls | ratio |
@@ -60,8 +40,8 @@ func TestTable(t *testing.T) {
 - caddy: caddy 1; AES, X25519
 - caddy-ktls: caddy-ktls 1; AES, X25519
 `
-	if out.String() != want {
-		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
 
@@ -89,24 +69,7 @@ func TestTablesOfTimeAndMemory(t *testing.T) {
 		{Kernel: kernel, Server: "caddy-clear", Version: "1", scenario: plain, Time: took(4e7)},
 		{Kernel: kernel, Server: "caddy", Version: "1", scenario: idle, Memory: &usage{Anonymous: 30 << 10, Heap: 15 << 10, Sockets: 512}, Cipher: "AES", Curve: "X25519"},
 	}
-	name := filepath.Join(t.TempDir(), "results.jsonl")
-	var lines bytes.Buffer
-	for _, r := range results {
-		if err := json.NewEncoder(&lines).Encode(r); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.WriteFile(name, lines.Bytes(), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	read, err := readResults([]string{name})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var out bytes.Buffer
-	if err := writeTables(&out, read); err != nil {
-		t.Fatal(err)
-	}
+	got := tablesOf(t, results)
 	const want = `### HTTP/1.1 in seconds, Linux 7.3
 
 | body | connections | TLS |  | caddy | caddy-clear | ratio |
@@ -132,7 +95,31 @@ Idle: KiB for each connection. Slow: MiB for all clients together, at the highes
 - caddy: 1; AES, X25519; kernel TLS
 - caddy-clear: 1; no TLS
 `
-	if out.String() != want {
-		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
+}
+
+// tablesOf are the tables of results that were written to a file and read again.
+func tablesOf(t *testing.T, results []result) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "results.jsonl")
+	var lines bytes.Buffer
+	for _, r := range results {
+		if err := json.NewEncoder(&lines).Encode(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(name, lines.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	read, err := readResults([]string{name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := writeTables(&out, read); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
 }

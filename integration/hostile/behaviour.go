@@ -86,6 +86,19 @@ func (r readerFrom) ReadFrom(src io.Reader) (int64, error) { return r.e.readFrom
 // pass hands src on as io.Copy does.
 func (e *exchange) pass(src io.Reader) (int64, error) { return io.Copy(e.ResponseWriter, src) }
 
+// passTwice hands it on, and what it had of its file once more.
+func (e *exchange) passTwice(src io.Reader) (int64, error) {
+	f := fileOf(src)
+	at, _ := f.Seek(0, io.SeekCurrent)
+	n, err := e.pass(src)
+	if err != nil {
+		return n, err
+	}
+	f.Seek(at, io.SeekStart)
+	e.pass(io.LimitReader(f, n))
+	return n, nil
+}
+
 // changeLength adds n to Content-Length.
 func (e *exchange) changeLength(n int) {
 	if length, err := strconv.Atoi(e.Header().Get("Content-Length")); err == nil {
@@ -176,17 +189,7 @@ var behaviours = map[string]behaviour{
 		},
 	},
 	"duplicates the file": {
-		readFrom: func(e *exchange, r io.Reader) (int64, error) {
-			f := fileOf(r)
-			at, _ := f.Seek(0, io.SeekCurrent)
-			n, err := e.pass(r)
-			if err != nil {
-				return n, err
-			}
-			f.Seek(at, io.SeekStart)
-			e.pass(io.LimitReader(f, n))
-			return n, nil
-		},
+		readFrom: (*exchange).passTwice,
 	},
 	"duplicates the file and says so": {
 		header: func(e *exchange, status int) {
@@ -194,17 +197,7 @@ var behaviours = map[string]behaviour{
 			e.changeLength(n)
 			e.ResponseWriter.WriteHeader(status)
 		},
-		readFrom: func(e *exchange, r io.Reader) (int64, error) {
-			f := fileOf(r)
-			at, _ := f.Seek(0, io.SeekCurrent)
-			n, err := e.pass(r)
-			if err != nil {
-				return n, err
-			}
-			f.Seek(at, io.SeekStart)
-			e.pass(io.LimitReader(f, n))
-			return n, nil
-		},
+		readFrom: (*exchange).passTwice,
 	},
 	"reorders": {
 		write: func(e *exchange, p []byte) (int, error) {
