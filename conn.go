@@ -192,6 +192,7 @@ func (c *conn) Close() error {
 	err := c.Conn.Close()
 	if c.pending.Load() == nil && c.http2 != nil {
 		c.http2.frames.Close(net.ErrClosed)
+		c.http2.release()
 	}
 	if c.gauge.Swap(gaugeClosed) == gaugeCounted {
 		metrics.current.Dec()

@@ -24,6 +24,8 @@ type http2Conn struct {
 
 	mu       lockorder.Mutex[lockorder.Deadline]
 	deadline time.Time // of Read, while kicked isn't
+	buffer   int64     // reserved for the server's large frames, in bytes
+	released bool
 }
 
 // readHTTP2 is Read where frames are followed.
@@ -47,8 +49,36 @@ func (c *conn) readHTTP2(p []byte) (int, error) {
 	}
 }
 
-// enlarge lets the server write frames of size bytes, from now on.
+// reserve counts a buffer of size bytes, unless there is one as large already.
+// It reports whether the server may have it.
+func (h *http2Conn) reserve(size int64) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	more := size - h.buffer
+	if more <= 0 {
+		return true
+	}
+	if h.released || !reserveFrameBuffer(more) {
+		return false
+	}
+	h.buffer = size
+	return true
+}
+
+// release gives back what was reserved; there is nothing to be had any more.
+func (h *http2Conn) release() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	frameBuffers.Add(-h.buffer)
+	h.buffer, h.released = 0, true
+}
+
+// enlarge lets the server write frames of size bytes, from now on, if there is
+// memory for them.
 func (c *conn) enlarge(size int64) {
+	if !c.http2.reserve(size) {
+		return
+	}
 	c.http2.frames.Enlarge(uint32(size))
 	if c.http2.frames.WantsInject() {
 		c.kick()

@@ -22,6 +22,7 @@ import (
 var metrics = struct {
 	connections *prometheus.CounterVec
 	current     prometheus.Gauge
+	buffers     prometheus.GaugeFunc
 	responses   *prometheus.CounterVec
 	bytes       *prometheus.CounterVec
 	inFlight    prometheus.Gauge
@@ -38,6 +39,10 @@ var metrics = struct {
 		Namespace: "caddy", Subsystem: "ktls", Name: "connections",
 		Help: "Open connections that the kernel encrypts.",
 	}),
+	buffers: prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: "caddy", Subsystem: "ktls", Name: "frame_buffers_bytes",
+		Help: "Memory for large HTTP/2 frames of open connections; at most a sixteenth of Go's memory limit.",
+	}, func() float64 { return float64(frameBuffers.Load()) }),
 	responses: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "ktls", Name: "responses_total",
 		Help: "Responses of sites with the ktls handler, by path (sendfile, plain) and why not sendfile.",
@@ -70,7 +75,7 @@ var metrics = struct {
 }
 
 func collectors() []prometheus.Collector {
-	return []prometheus.Collector{metrics.connections, metrics.current, metrics.responses, metrics.bytes,
+	return []prometheus.Collector{metrics.connections, metrics.current, metrics.buffers, metrics.responses, metrics.bytes,
 		metrics.inFlight, metrics.waiting, metrics.handshakes, metrics.rekeys, metrics.receiving}
 }
 

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +45,55 @@ func TestHTTP2FrameSize(t *testing.T) {
 		s.whole(t)
 		c.tookFile(t, uri, large.size)
 	}
+}
+
+// TestHTTP2FrameMemory: buffers for large frames take a sixteenth of Go's memory
+// limit at most. Connections beyond that have their files by sendfile too, and
+// those that come when others have gone have large frames again.
+func TestHTTP2FrameMemory(t *testing.T) {
+	needKTLS(t)
+	const buffers, connections = 4, 16
+	c := setup{
+		listeners: []listener{{wrappers: "ktls", sites: []site{{body: plainFiles(www, "ktls {", "min_size 1", "http2_frame_size 1MiB", "}")}}}},
+		command:   func(cmd *exec.Cmd) { cmd.Env = append(cmd.Env, "GOMEMLIMIT=64MiB") },
+	}.start(t)
+	inUse := func() int64 { return int64(c.scrape(t)["caddy_ktls_frame_buffers_bytes"]) }
+	var clients []*goClient
+	get := func(n int) {
+		client := c.goClient(t, 0, "h2")
+		clients = append(clients, client)
+		uri := fmt.Sprintf("/%s?memory-%d", large.name, n)
+		client.get(t, c.url(0, uri)).isFile(t, large)
+		c.tookFile(t, uri, large.size)
+	}
+	for n := range buffers {
+		get(n)
+	}
+	if got := inUse(); got != buffers*mib {
+		t.Errorf("buffers of %d bytes for %d connections", got, buffers)
+	}
+	before := c.heap(t)
+	for n := buffers; n < connections; n++ {
+		get(n)
+	}
+	if got := inUse(); got != buffers*mib {
+		t.Errorf("buffers of %d bytes for %d connections", got, connections)
+	}
+	if each := (c.heap(t) - before) / (connections - buffers); each > mib/4 {
+		t.Errorf("%d bytes of the heap for each connection more", each)
+	}
+	for _, client := range clients[:2] {
+		client.CloseIdleConnections()
+	}
+	eventually(t, "two have given back theirs", func() bool { return inUse() == (buffers-2)*mib })
+	get(connections)
+	if got := inUse(); got != (buffers-1)*mib {
+		t.Errorf("buffers of %d bytes after two have gone and one has come", got)
+	}
+	for _, client := range clients {
+		client.CloseIdleConnections()
+	}
+	eventually(t, "nothing is left", func() bool { return inUse() == 0 })
 }
 
 // TestHTTP2Reload: a new config while files are sent over HTTP/2. What was begun
