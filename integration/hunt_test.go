@@ -43,6 +43,7 @@ type hunt struct {
 	over      atomic.Bool
 	configs   atomic.Int64 // loaded
 	network   atomic.Value // string: what is wrong with it
+	curl      sync.RWMutex // held by each that runs, and locked while send buffers are small
 	reloading struct {
 		sync.Mutex
 		from, to time.Time // the last one
@@ -248,12 +249,20 @@ func TestHunt(t *testing.T) {
 	})
 	if os.Getenv("KTLS_KERNEL") != "" && os.Getuid() == 0 {
 		defer h.spoil(0)
+		small := false
 		background("network", func(*rand.Rand) time.Duration { return every + every/2 }, func(n int, _ *rand.Rand) error {
 			h.count("changes of the network", 1)
-			if n%3 != 0 {
-				return h.spoil(0) // mostly good
+			to := 0 // mostly good
+			if n%3 == 0 {
+				to = 1 + n/3%(len(networks)-1)
 			}
-			return h.spoil(1 + n/3%(len(networks)-1))
+			if small {
+				h.curl.Unlock()
+			}
+			if small = networks[to].wmem != ""; small {
+				h.curl.Lock()
+			}
+			return h.spoil(to)
 		})
 	}
 	for i := range *huntClients {

@@ -299,6 +299,14 @@ func describeVersions(known []version) string {
 	return fmt.Sprintf("%d versions: %s", len(known), b.String())
 }
 
+// longest is the most that the file had between two times.
+func (f *huntFile) longest(from, to time.Time) (n int64) {
+	for _, v := range f.known(from, to) {
+		n = max(n, v.size)
+	}
+	return n
+}
+
 // truncatedIn reports whether a body of n bytes from off on can have been cut.
 func (f *huntFile) truncatedIn(from, to time.Time, end int64) bool {
 	if f.fate != truncated {

@@ -29,7 +29,10 @@ func (c *Conn) Batch(f func(*Batch) error) error {
 				err = cerr
 			}
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		return t.kernel.settle(nil)
 	})
 }
 

@@ -94,7 +94,7 @@ func TestFaultsOfReceivingCalls(t *testing.T) {
 					switch h.name {
 					case "setsockopt TLS_RX":
 						whole = h.which == 1 // crypto/tls goes on
-					case "pipe2":
+					case "pipe2", "poll", "getsockopt SO_SNDBUF":
 						whole = true
 					case "setsockopt TLS_TX", "ioctl SIOCINQ":
 						whole = false

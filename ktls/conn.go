@@ -201,7 +201,10 @@ func (c *Conn) writeKernel(p []byte, more bool) (n int, err error) {
 				return err
 			}
 		}
-		return nil
+		if more {
+			return nil
+		}
+		return t.kernel.settle(nil)
 	})
 	return n, err
 }
@@ -236,10 +239,17 @@ func (c *Conn) SendFile(f *os.File, off, n int64, stalled func(sent int64)) (sen
 			if err == errYield {
 				err = t.yield()
 			}
-			if err != nil || sent >= n {
+			if err != nil {
 				return err
 			}
+			if sent >= n {
+				break
+			}
 		}
+		if stalled == nil {
+			return t.kernel.settle(nil)
+		}
+		return t.kernel.settle(func() { stalled(sent) })
 	})
 	c.sentFile.Add(sent)
 	return sent, err

@@ -26,12 +26,16 @@ type kernelTX struct {
 	// values' own would be allocated for each write.
 	try     func(fd uintptr) bool // attempt
 	plain   func(fd int) error    // writeRest
+	flush   func(fd int) error    // settled
 	do      func(fd int) error    // what attempt calls
 	err     error                 // of do
 	starved bool                  // do got EAGAIN although nothing is in flight
 	pause   time.Duration         // the last one because of that; 0 when something was sent since
 	rest    []byte                // of writeRest
 	more    bool                  // likewise
+	full    bool                  // of settled: the socket took no more
+	stalled func()                // likewise: to be called then
+	poll    [1]unix.PollFd        // likewise
 }
 
 // newKernelTX lets the kernel encrypt what is sent on tcp from the record with
@@ -74,7 +78,7 @@ func newKernelTX(tcp *net.TCPConn, keys *Keys, seq uint64) (*kernelTX, error) {
 // newSender returns a kernelTX for a socket that has its key, or will.
 func newSender(tcp *net.TCPConn, raw syscall.RawConn) *kernelTX {
 	k := &kernelTX{tcp: tcp, raw: raw}
-	k.try, k.plain = k.attempt, k.writeRest
+	k.try, k.plain, k.flush = k.attempt, k.writeRest, k.settled
 	return k
 }
 
@@ -260,6 +264,49 @@ func (k *kernelTX) sendPieces(file int, off, n, done int64, framed Framed, stall
 		return nil
 	})
 	return sent, err
+}
+
+// roomForRecords is a send buffer, in bytes, of which the third that makes a socket
+// count as writable takes what kernel TLS may still have of a send: the rest of a
+// record, and one more.
+const roomForRecords = 96 << 10
+
+// settle waits until TCP has taken all that was sent, as writes to TCP itself do.
+// Kernel TLS takes a record whole if there is room for its first byte, and gives TCP
+// the rest when there is room again; but if the socket is closed before that, the
+// rest is lost (tls_push_sg and tls_sw_release_resources_tx in net/tls). stalled, if
+// not nil, is called before waiting.
+func (k *kernelTX) settle(stalled func()) error {
+	k.full, k.stalled = false, stalled
+	err := k.loop("poll", k.flush)
+	k.stalled = nil
+	return err
+}
+
+// settled reports, by EAGAIN, that TCP may not have all. The kernel doesn't tell; but
+// there is a rest only where the buffer was full. Once there is room, a worker passes
+// it on, or closing the socket does. Where it needs more room than that, the buffer
+// is full again when the worker is through.
+func (k *kernelTX) settled(fd int) error {
+	for {
+		switch ok, err := writable(fd, &k.poll); {
+		case err != nil:
+			return nil //nolint:nilerr // it can't be known
+		case !ok:
+			k.full = true
+			if k.stalled != nil {
+				k.stalled()
+			}
+			return unix.EAGAIN
+		case !k.full:
+			return nil
+		}
+		if n, err := sendBuffer(fd); err != nil || n >= roomForRecords {
+			return nil //nolint:nilerr // likewise
+		}
+		time.Sleep(minPause) // for the worker
+		k.full = false
+	}
 }
 
 // cork keeps TCP from sending anything but full segments.

@@ -23,6 +23,8 @@ func (*kernelTX) setKey(*Keys) error { return errNotLinux }
 
 func (*kernelTX) tune(*Options) (int, bool) { return 0, false }
 
+func (*kernelTX) settle(func()) error { return errNotLinux }
+
 func (*kernelTX) cork(bool) error { return errNotLinux }
 
 func (*kernelTX) sendPieces(int, int64, int64, int64, Framed, func(int64)) (int64, error) {

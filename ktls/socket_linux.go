@@ -153,6 +153,26 @@ func unacknowledged(fd int) (n int, err error) {
 	return n, err
 }
 
+// writable reports whether the socket can be written to, or has ended. fds is scratch.
+func writable(fd int, fds *[1]unix.PollFd) (bool, error) {
+	_, err := call("poll", 0)
+	if err == nil {
+		fds[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT}
+		_, err = unix.Poll(fds[:], 0)
+	}
+	return fds[0].Revents != 0, os.NewSyscallError("poll", err)
+}
+
+// sendBuffer is how large the socket's send buffer is, in bytes of the kernel's
+// memory.
+func sendBuffer(fd int) (n int, err error) {
+	err = sockopt("getsockopt SO_SNDBUF", func() error {
+		n, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
+		return err
+	})
+	return n, err
+}
+
 func boolInt(b bool) int {
 	if b {
 		return 1

@@ -336,11 +336,17 @@ func (t *tap) forward(rec []byte) error {
 			return err
 		}
 		_, err := t.kernel.write(data, false)
+		if err == nil {
+			err = t.kernel.settle(nil)
+		}
 		return err
 	case RecordTypeAlert:
 		err := t.control(typ, data)
 		if len(data) == 2 && err == nil {
 			t.alertSent(data[1])
+			if data[1] == alertCloseNotify { // the socket is closed next
+				err = t.kernel.settle(nil)
+			}
 		}
 		return err
 	case RecordTypeHandshake:
