@@ -224,7 +224,7 @@ func TestACMERenewal(t *testing.T) {
 	var idle []*goClient
 	for i := range c.ports {
 		// A connection that holds little of the file, and one with HTTP/2.
-		tcp := dialSmall(t, c.addr(i))
+		tcp := dialSmall(t, c.addr(i), 0)
 		slow := c.goClient(t, i, "h1", p.trusted, func(tr *http.Transport) {
 			tr.DialContext = func(context.Context, string, string) (net.Conn, error) { return tcp, nil }
 		})

@@ -175,10 +175,10 @@ func handshake(t testing.TB, tcp net.Conn, config *tls.Config) *tls.Conn {
 }
 
 // dialSmall connects with so small a receive buffer that the server soon has
-// to wait for the client.
-func dialSmall(t *testing.T, addr string) *net.TCPConn {
+// to wait for the client, and with segments of so many bytes (0: any).
+func dialSmall(t *testing.T, addr string, segment int) *net.TCPConn {
 	t.Helper()
-	conn, err := connectSmall(addr)
+	conn, err := connectSmall(addr, segment)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,16 +187,20 @@ func dialSmall(t *testing.T, addr string) *net.TCPConn {
 }
 
 // connectSmall is dialSmall for who closes the connection.
-func connectSmall(addr string) (net.Conn, error) {
-	d := net.Dialer{Control: receiveBuffer(64 * kib)}
+func connectSmall(addr string, segment int) (net.Conn, error) {
+	d := net.Dialer{Control: receiveBuffer(64*kib, segment)}
 	return d.Dial("tcp", addr)
 }
 
-// receiveBuffer is the Control of a net.Dialer for a receive buffer of n bytes.
-func receiveBuffer(n int) func(string, string, syscall.RawConn) error {
+// receiveBuffer is the Control of a net.Dialer for a receive buffer of n bytes, and
+// segments of so many (0: any).
+func receiveBuffer(n, segment int) func(string, string, syscall.RawConn) error {
 	return func(_, _ string, raw syscall.RawConn) (err error) {
 		rawErr := raw.Control(func(fd uintptr) {
 			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, n)
+			if segment > 0 {
+				err = firstError(err, unix.SetsockoptInt(int(fd), unix.SOL_TCP, unix.TCP_MAXSEG, segment))
+			}
 		})
 		return firstError(rawErr, err)
 	}

@@ -82,7 +82,9 @@ func TestHTTP2TruncatedFrame(t *testing.T) {
 	}
 	body := plainFiles(root, "ktls {", "min_size 1", "http2_frame_size 1MiB", "}")
 	c := start(t, listener{wrappers: "ktls", sites: []site{{body: body}}})
-	h := c.dialHTTP2(t, 0, h2options{small: true, window: 1 << 30, settings: []http2.Setting{windowSize(1 << 30)}})
+	// A frame is begun when a third of the send buffer is free: only a larger one
+	// stalls half-way.
+	h := c.dialHTTP2(t, 0, h2options{small: true, segment: 1448, window: 1 << 30, settings: []http2.Setting{windowSize(1 << 30)}})
 	s := h.get("/truncated", want)
 	s.has(t, 1)
 	h.pause()

@@ -83,6 +83,7 @@ type h2options struct {
 	window   int64 // of the connection, beyond the first 65535 octets
 	manual   bool
 	small    bool // a small receive buffer
+	segment  int  // with small: the most bytes of a segment, on which depends how large the server's send buffer is at first
 	single   bool // each byte in a record of its own
 	tls      func(*tls.Config)
 }
@@ -106,7 +107,7 @@ func (c *caddy) dialHTTP2(t *testing.T, i int, o h2options) *h2client {
 	t.Helper()
 	var tcp *net.TCPConn
 	if o.small {
-		tcp = dialSmall(t, c.addr(i))
+		tcp = dialSmall(t, c.addr(i), o.segment)
 	} else {
 		conn, err := net.Dial("tcp", c.addr(i))
 		if err != nil {

@@ -118,7 +118,7 @@ func (h *hunt) dial(rng *rand.Rand, proto string) *huntConn {
 	began := time.Now()
 	d := net.Dialer{Timeout: huntPatience}
 	if rng.IntN(6) == 0 {
-		d.Control = receiveBuffer((2 << 10) << rng.IntN(6))
+		d.Control = receiveBuffer((2<<10)<<rng.IntN(6), 0)
 	}
 	listener := rng.IntN(huntListeners)
 	tcp, err := d.Dial("tcp", h.addr(listener))

@@ -125,7 +125,7 @@ func TestManyConnections(t *testing.T) {
 	atOnce(slowly, func(i int) {
 		client := c.goClient(t, 0, protos[i%len(protos)], func(tr *http.Transport) {
 			tr.HTTP2 = &http.HTTP2Config{MaxReceiveBufferPerStream: 256 * kib}
-			tr.DialContext = func(context.Context, string, string) (net.Conn, error) { return connectSmall(c.addr(0)) }
+			tr.DialContext = func(context.Context, string, string) (net.Conn, error) { return connectSmall(c.addr(0), 0) }
 		})
 		client.Timeout = wait
 		resp, err := client.Do(newRequest(t, "GET", c.url(0, "/"+f.name)))

@@ -23,7 +23,7 @@ type download struct {
 
 func (c *caddy) download(t *testing.T, i int, uri string) *download {
 	t.Helper()
-	tcp := dialSmall(t, c.addr(i))
+	tcp := dialSmall(t, c.addr(i), 0)
 	conn := handshake(t, tcp, tlsConfig(t))
 	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n", uri)
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
@@ -177,7 +177,7 @@ func TestLeavingClients(t *testing.T) {
 	before := c.footprint(t)
 	for n := range 4 {
 		uri := fmt.Sprintf("/%s?%d", large.name, n)
-		tcp := dialSmall(t, c.addr(0))
+		tcp := dialSmall(t, c.addr(0), 0)
 		conn := handshake(t, tcp, tlsConfig(t))
 		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n", uri)
 		if _, err := io.CopyN(io.Discard, conn, 100*kib); err != nil {

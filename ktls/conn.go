@@ -158,7 +158,8 @@ func (c *Conn) readTLS(p []byte) (int, error) {
 }
 
 // Write writes application data: through crypto/tls, or to the socket where the
-// kernel encrypts. After an error nothing more can be written.
+// kernel encrypts. It returns when TCP has taken all, so that a Close that follows
+// loses nothing. After an error nothing more can be written.
 func (c *Conn) Write(p []byte) (int, error) {
 	if c.offloaded.Load() {
 		return c.writeKernel(p, false)
@@ -216,7 +217,8 @@ var ErrNotOffloaded = errors.New("ktls: the kernel doesn't encrypt this connecti
 // sendfile(2): the kernel encrypts them straight out of the page cache. The
 // file's own offset is neither used nor changed. It returns how many bytes were
 // sent, and an error whenever that isn't n; io.ErrUnexpectedEOF if the file is
-// (or becomes) shorter than off+n. After any error nothing more can be written.
+// (or becomes) shorter than off+n. Like Write it returns when TCP has taken all, and
+// after any error nothing more can be written.
 //
 // stalled, if not nil, is called whenever the socket takes no more for now, with
 // the number of bytes sent so far, before waiting: the place to move the write

@@ -187,6 +187,7 @@
 //	  kernel sends  close_notify, the last record                        TestCloseSendsOneCloseNotifyAfterTheLastByte
 //	  kernel sends  what MSG_MORE held back goes before                  TestCloseFlushesWriteMore
 //	  kernel sends  no room for close_notify: waits for 5 s              TestCloseNotifyWaitsForRoom
+//	  kernel sends  and what was sent before arrives even after that     TestSlowPeerGetsAllAfterClose
 //	  kernel sends  during SendFile: no close_notify                     TestCloseDuringSendFile
 //	  kernel reads  a blocked Read ends                                  TestCloseWakesReader
 //	  closed        no second close_notify; net.ErrClosed after Close    TestCallsAfterTheEnd

@@ -63,9 +63,18 @@ type tap struct {
 // traffic keys, and the sequence number of the next record it will write.
 type sendState struct {
 	keys   *Keys
-	opener *Opener
+	opener *Opener // of keys; nil after an upgrade, when little is left to open
 	secret []byte // TLS 1.3: the traffic secret of this generation
 	next   uint64
+}
+
+// open opens a record that crypto/tls has written after the upgrade.
+func (s *sendState) open(rec []byte) (typ byte, data []byte, err error) {
+	opener, err := NewOpener(s.keys)
+	if err != nil {
+		return 0, nil, err
+	}
+	return opener.Open(nil, rec, s.next)
 }
 
 func (s *sendState) wipe() {
@@ -323,7 +332,7 @@ func (t *tap) intercept(p []byte) (int, error) {
 // forward opens one record under crypto/tls's key and sends its content as a
 // record of the kernel's.
 func (t *tap) forward(rec []byte) error {
-	typ, data, err := t.send.opener.Open(nil, rec, t.send.next)
+	typ, data, err := t.send.open(rec)
 	if err != nil {
 		t.abort(err)
 		return err
@@ -413,9 +422,9 @@ func (t *tap) stop(err error) {
 }
 
 // forget wipes what only an upgrade needs, once it has been tried or can't come
-// any more. After an upgrade the opener stays, since what crypto/tls writes must
-// be opened, and so do the traffic secrets of both where keys can be changed. wmu
-// is held.
+// any more. After an upgrade crypto/tls's keys stay, since what it writes must be
+// opened, and so do the traffic secrets of both where keys can be changed. wmu is
+// held.
 func (t *tap) forget() {
 	t.mu.Lock()
 	t.secrets.wipe()
@@ -428,10 +437,11 @@ func (t *tap) forget() {
 	case t.kernel == nil:
 		t.send.wipe()
 		t.send = nil
-	case t.key.change:
-		t.send.keys.Wipe()
 	default:
-		t.send.wipe()
+		t.send.opener = nil // most of its size
+		if !t.key.change {
+			clear(t.send.secret)
+		}
 	}
 }
 

@@ -154,7 +154,7 @@ func (t *tap) answerKeyUpdate(msg []byte) error {
 	if err != nil {
 		return refuse(alertInternalError, err)
 	}
-	next.keys.Wipe() // the opener has what it needs
+	next.opener = nil
 	t.send.wipe()
 	t.send = next
 	err = t.nextKey(msg)
