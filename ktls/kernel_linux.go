@@ -29,11 +29,12 @@ type kernelTX struct {
 	flush   func(fd int) error    // settled
 	do      func(fd int) error    // what attempt calls
 	err     error                 // of do
-	starved bool                  // do got EAGAIN although nothing is in flight
+	starved bool                  // do got EAGAIN although nothing is in flight, or errPause
 	pause   time.Duration         // the last one because of that; 0 when something was sent since
 	rest    []byte                // of writeRest
 	more    bool                  // likewise
 	full    bool                  // of settled: the socket took no more
+	calm    int                   // likewise: pauses since in which nothing happened
 	stalled func()                // likewise: to be called then
 	poll    [1]unix.PollFd        // likewise
 }
@@ -266,10 +267,16 @@ func (k *kernelTX) sendPieces(file int, off, n, done int64, framed Framed, stall
 	return sent, err
 }
 
-// roomForRecords is a send buffer, in bytes, of which the third that makes a socket
-// count as writable takes what kernel TLS may still have of a send: the rest of a
-// record, and one more.
-const roomForRecords = 96 << 10
+// Sizes of the send buffer, in bytes. A third of roomForRecords, with which a socket
+// counts as writable, takes what kernel TLS may still have of a send: the rest of a
+// record, and one more. Less than roomForRecord may not take a record at all.
+const (
+	roomForRecords = 96 << 10
+	roomForRecord  = 32 << 10
+)
+
+// errPause is for loop: to be tried again after a pause.
+var errPause = errors.New("ktls: pause")
 
 // settle waits until TCP has taken all that was sent, as writes to TCP itself do.
 // Kernel TLS takes a record whole if there is room for its first byte, and gives TCP
@@ -277,36 +284,48 @@ const roomForRecords = 96 << 10
 // rest is lost (tls_push_sg and tls_sw_release_resources_tx in net/tls). stalled, if
 // not nil, is called before waiting.
 func (k *kernelTX) settle(stalled func()) error {
-	k.full, k.stalled = false, stalled
+	k.full, k.calm, k.stalled = false, 0, stalled
 	err := k.loop("poll", k.flush)
 	k.stalled = nil
 	return err
 }
 
-// settled reports, by EAGAIN, that TCP may not have all. The kernel doesn't tell; but
-// there is a rest only where the buffer was full. Once there is room, a worker passes
-// it on, or closing the socket does. Where it needs more room than that, the buffer
-// is full again when the worker is through.
+// settled reports, by EAGAIN or errPause, that TCP may not have all. The kernel
+// doesn't tell; but there is a rest only where the buffer was full. Once there is
+// room, a worker passes it on, or closing the socket does. Where it needs more room
+// than that, the buffer is full again when the worker is through; and where a record
+// needs the buffer several times over, all must have gone, for long enough for the
+// worker to come.
 func (k *kernelTX) settled(fd int) error {
-	for {
-		switch ok, err := writable(fd, &k.poll); {
-		case err != nil:
-			return nil //nolint:nilerr // it can't be known
-		case !ok:
-			k.full = true
-			if k.stalled != nil {
-				k.stalled()
-			}
-			return unix.EAGAIN
-		case !k.full:
-			return nil
+	switch ok, err := writable(fd, &k.poll); {
+	case err != nil:
+		return nil //nolint:nilerr // it can't be known
+	case !ok:
+		k.full, k.calm = true, 0
+		if k.stalled != nil {
+			k.stalled()
 		}
-		if n, err := sendBuffer(fd); err != nil || n >= roomForRecords {
-			return nil //nolint:nilerr // likewise
-		}
-		time.Sleep(minPause) // for the worker
-		k.full = false
+		return unix.EAGAIN
+	case !k.full:
+		return nil
 	}
+	room, err := sendBuffer(fd)
+	if err != nil || room >= roomForRecords {
+		return nil //nolint:nilerr // likewise
+	}
+	pauses := 1
+	if room < roomForRecord {
+		pauses = 3
+		if n, err := unacknowledged(fd); err == nil && n > 0 {
+			k.calm = 0
+		}
+	}
+	if k.calm == pauses {
+		return nil
+	}
+	k.calm++
+	k.pause = min(k.pause, 4*minPause)
+	return errPause
 }
 
 // cork keeps TCP from sending anything but full segments.
@@ -366,6 +385,9 @@ func (k *kernelTX) attempt(fd uintptr) bool {
 		k.starved = false
 		switch {
 		case errors.Is(k.err, unix.EINTR):
+		case k.err == errPause:
+			k.starved = true
+			return true
 		case errors.Is(k.err, unix.EAGAIN):
 			n, err := unacknowledged(int(fd))
 			k.starved = n == 0 || err != nil

@@ -64,7 +64,7 @@ type tap struct {
 type sendState struct {
 	keys   *Keys
 	opener *Opener // of keys; nil after an upgrade, when little is left to open
-	secret []byte // TLS 1.3: the traffic secret of this generation
+	secret []byte  // TLS 1.3: the traffic secret of this generation
 	next   uint64
 }
 
