@@ -137,13 +137,17 @@ func (c *conn) writeHTTP2(p []byte) (int, error) {
 	case len(parts) == 0: // held back, or an answer to what the client never asked
 		return len(p), nil
 	case len(parts) == 1 && parts[0].Body == nil:
-		_, err = c.Conn.Write(parts[0].Bytes)
+		_, err = c.Conn.WriteAhead(parts[0].Bytes)
 	case c.Offloaded():
 		err = c.Batch(func(b *ktls.Batch) error { return sendParts(b, parts) })
 	default:
 		for i := 0; i < len(parts) && err == nil; i++ {
 			_, err = c.Conn.Write(parts[i].Bytes) // nothing else is announced before the upgrade
 		}
+	}
+	// Not each frame has to wait for TCP: that would be once for each.
+	if err == nil && c.http2.frames.Ended() {
+		err = c.Settle()
 	}
 	if err != nil {
 		c.http2.frames.Close(err)

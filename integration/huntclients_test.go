@@ -325,9 +325,15 @@ func (c *huntConn) unanswered(r huntRequest, asked time.Time, err error) {
 // more: what was under way when the client was told to connect anew was too much.
 // The alert that says so may be lost, for TCP ends behind it without waiting.
 func (c *huntConn) metLimit(err error) bool {
-	var goAway http2.GoAwayError
-	told := errors.As(err, &goAway) && goAway.ErrCode == http2.ErrCodeNo
-	return c.limited && (told || errors.Is(err, io.ErrUnexpectedEOF) || strings.Contains(err.Error(), "tls: internal error"))
+	if !c.limited {
+		return false
+	}
+	for _, text := range []string{"server sent GOAWAY", "unexpected EOF", "tls: internal error"} {
+		if strings.Contains(err.Error(), text) {
+			return true
+		}
+	}
+	return false
 }
 
 // refusedUpdate reports whether the connection may have been ended for a KeyUpdate:

@@ -14,7 +14,8 @@ type Batch struct {
 }
 
 // Batch calls f with a batch to write to. Like Write, it keeps the first error,
-// after which nothing more can be written. Only an upgraded connection can do
+// after which nothing more can be written, and like WriteAhead it doesn't wait for
+// TCP. Only an upgraded connection can do
 // it: else [ErrNotOffloaded] is returned, and f isn't called.
 func (c *Conn) Batch(f func(*Batch) error) error {
 	if !c.offloaded.Load() {
@@ -29,10 +30,7 @@ func (c *Conn) Batch(f func(*Batch) error) error {
 				err = cerr
 			}
 		}
-		if err != nil {
-			return err
-		}
-		return t.kernel.settle(nil)
+		return err
 	})
 }
 

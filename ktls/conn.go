@@ -161,6 +161,16 @@ func (c *Conn) readTLS(p []byte) (int, error) {
 // kernel encrypts. It returns when TCP has taken all, so that a Close that follows
 // loses nothing. After an error nothing more can be written.
 func (c *Conn) Write(p []byte) (int, error) {
+	n, err := c.WriteAhead(p)
+	if err == nil {
+		err = c.Settle()
+	}
+	return n, err
+}
+
+// WriteAhead is Write that returns when the kernel has all, of which TCP may not
+// have taken the end yet. A Close that follows may lose that: call Settle before.
+func (c *Conn) WriteAhead(p []byte) (int, error) {
 	if c.offloaded.Load() {
 		return c.writeKernel(p, false)
 	}
@@ -180,7 +190,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 
 // WriteMore is Write with the promise that more follows at once: where the
 // kernel encrypts, a last record that isn't full is kept open (MSG_MORE) for
-// what comes next. Otherwise it is Write.
+// what comes next, and it is WriteAhead. Otherwise it is Write.
 func (c *Conn) WriteMore(p []byte) (int, error) {
 	if c.offloaded.Load() {
 		return c.writeKernel(p, true)
@@ -202,12 +212,18 @@ func (c *Conn) writeKernel(p []byte, more bool) (n int, err error) {
 				return err
 			}
 		}
-		if more {
-			return nil
-		}
-		return t.kernel.settle(nil)
+		return nil
 	})
 	return n, err
+}
+
+// Settle waits until TCP has taken all that was written. The write deadline holds
+// for it.
+func (c *Conn) Settle() error {
+	if !c.offloaded.Load() {
+		return nil
+	}
+	return c.send(func(t *tap) error { return t.kernel.settle(nil) })
 }
 
 // ErrNotOffloaded is returned by SendFile on a connection that wasn't upgraded.

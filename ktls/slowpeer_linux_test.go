@@ -63,7 +63,13 @@ func TestSlowPeerGetsAllAfterClose(t *testing.T) {
 				}
 				send := l.sends(testFile(t, content), content)[how]
 				sent := make(chan error, 1)
-				go func() { sent <- send() }()
+				go func() {
+					err := send()
+					if err == nil && how == "SendFramed" { // the others do it themselves
+						err = l.Settle()
+					}
+					sent <- err
+				}()
 				wire := make([]byte, 0, 2*len(content))
 				for done := false; !done; {
 					select {

@@ -66,6 +66,9 @@ func (s *Session) begin(b []byte) (int, error) {
 	o := &s.out
 	h := parseHeader(b)
 	o.frame, o.left, o.mode, o.abort = h, h.length, pass, false
+	if (h.typ == http2.FrameData || h.typ == http2.FrameHeaders) && h.flags.Has(http2.FlagDataEndStream) { // the same bit
+		o.ends = true
+	}
 	switch h.typ {
 	case http2.FrameData:
 		return s.beginData(h, b)

@@ -18,6 +18,7 @@ type outbound struct {
 	then  mode   // after cutting
 	cut   cutter // if cutting
 	abort bool   // the stream is reset after the frame
+	ends  bool   // it, or one before it, ends a stream: see Ended
 
 	// Stand-in bytes.
 	body    *Body // nil if it was given up before the frame began
@@ -59,6 +60,18 @@ func (s *Session) Rewrite(p []byte) ([]Part, error) {
 		return nil, err
 	}
 	return s.out.list, nil
+}
+
+// Ended reports whether a stream has ended with the bytes that Rewrite was called
+// with last: its last frame is complete.
+func (s *Session) Ended() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ended := s.out.ends && s.out.left == 0
+	if ended {
+		s.out.ends = false
+	}
+	return ended
 }
 
 func (s *Session) rewrite(p []byte) error {
