@@ -287,7 +287,11 @@ func (c *conn) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	if c.http2 != nil {
-		reserve[forRecords](0)
+		if c.Offloaded() {
+			reserve[forFrames](0)
+		} else {
+			reserve[forRecords](0)
+		}
 		return c.writeHTTP2(p)
 	}
 	if c.body != nil || isStandIn(p) {

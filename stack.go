@@ -1,10 +1,11 @@
 package caddyktls
 
-// What calls take of the stack, in bytes: a read or write through crypto/tls; a
-// handshake, which needs most of 16 KiB for certmagic's choice of a certificate;
-// and file_server.
+// What calls take of the stack, in bytes: a read or write through crypto/tls; frames
+// through the kernel; a handshake, which needs most of 16 KiB for certmagic's choice
+// of a certificate; and file_server.
 type (
 	forRecords   [1536]byte
+	forFrames    [4 << 10]byte
 	forHandshake [12 << 10]byte
 	forHandler   [5 << 10]byte
 )
@@ -20,7 +21,7 @@ type (
 // that it writes.
 //
 //go:noinline
-func reserve[R forRecords | forHandshake | forHandler](n int) byte {
+func reserve[R forRecords | forFrames | forHandshake | forHandler](n int) byte {
 	if n == 0 {
 		return 0 // the room was taken before
 	}
