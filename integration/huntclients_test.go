@@ -305,7 +305,13 @@ func (c *huntConn) ended(what string, err error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.cuts = append(c.cuts, cut{time.Now(), fmt.Sprintf("%s: %v, %v after the connection began", what, err, time.Since(c.born)), errors.Is(err, syscall.ECONNRESET)})
+	c.cuts = append(c.cuts, cut{time.Now(), fmt.Sprintf("%s: %v, %v after the connection began", what, err, time.Since(c.born)), wasReset(err)})
+}
+
+// wasReset reports whether a connection was reset. After GOAWAY the HTTP/2 client
+// tells of that alone.
+func wasReset(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || strings.Contains(err.Error(), "server sent GOAWAY and closed the connection")
 }
 
 // unanswered is ended for a request that was sent. With a file that is truncated
@@ -382,7 +388,7 @@ func (c *huntConn) take(rng *rand.Rand, r huntRequest, asked time.Time, resp *ht
 		case c.metLimit(err):
 			h.count("cut: key_limit", 1)
 		default:
-			c.cuts = append(c.cuts, cut{time.Now(), fmt.Sprintf("%v, cut after %d bytes of %d: %v", r, body.n, resp.ContentLength, err), errors.Is(err, syscall.ECONNRESET)})
+			c.cuts = append(c.cuts, cut{time.Now(), fmt.Sprintf("%v, cut after %d bytes of %d: %v", r, body.n, resp.ContentLength, err), wasReset(err)})
 		}
 	}
 	return false
@@ -551,6 +557,7 @@ func (h *hunt) visitHTTP2(rng *rand.Rand) {
 	if c == nil {
 		return
 	}
+	c.more.Store(true) // WINDOW_UPDATE
 	defer c.explainCuts()
 	defer c.Close()
 	t1 := &http.Transport{DisableCompression: true, HTTP2: &http.HTTP2Config{
