@@ -451,7 +451,11 @@ func TestFaultsOfSendingCalls(t *testing.T) {
 				x, err := run(t, h)
 				got := x.finish()
 				if !h.hit() {
-					t.Fatal("the call wasn't made")
+					switch h.name {
+					case "poll", "ioctl SIOCOUTQ", "getsockopt SO_SNDBUF", "setsockopt TCP_NODELAY": // as often as the socket is full
+					default:
+						t.Fatal("the call wasn't made")
+					}
 				}
 				want, offloaded := "served", true
 				switch h.name {
