@@ -145,7 +145,8 @@ func (c *conn) writeHTTP2(p []byte) (int, error) {
 			_, err = c.Conn.Write(parts[i].Bytes) // nothing else is announced before the upgrade
 		}
 	}
-	// Not each frame has to wait for TCP: that would be once for each.
+	// TCP is waited for where a stream ends only: each time costs a system call, and
+	// often a wait for the client.
 	if err == nil && c.http2.frames.Ended() {
 		err = c.Settle()
 	}
