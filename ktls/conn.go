@@ -161,18 +161,18 @@ func (c *Conn) readTLS(p []byte) (int, error) {
 // kernel encrypts. It returns when TCP has taken all, so that a Close that follows
 // loses nothing. After an error nothing more can be written.
 func (c *Conn) Write(p []byte) (int, error) {
-	n, err := c.WriteAhead(p)
-	if err == nil {
-		err = c.Settle()
-	}
-	return n, err
+	return c.write(p, true)
 }
 
 // WriteAhead is Write that returns when the kernel has all, of which TCP may not
 // have taken the end yet. A Close that follows may lose that: call Settle before.
 func (c *Conn) WriteAhead(p []byte) (int, error) {
+	return c.write(p, false)
+}
+
+func (c *Conn) write(p []byte, settle bool) (int, error) {
 	if c.offloaded.Load() {
-		return c.writeKernel(p, false)
+		return c.writeKernel(p, false, settle)
 	}
 	if err := c.Handshake(); err != nil {
 		return 0, err
@@ -180,7 +180,7 @@ func (c *Conn) WriteAhead(p []byte) (int, error) {
 	c.order.Lock()
 	if c.offloaded.Load() {
 		c.order.Unlock()
-		return c.writeKernel(p, false)
+		return c.writeKernel(p, false, settle)
 	}
 	defer c.order.Unlock()
 	// If the upgrade comes from here on, what crypto/tls writes is intercepted:
@@ -193,12 +193,12 @@ func (c *Conn) WriteAhead(p []byte) (int, error) {
 // what comes next, and it is WriteAhead. Otherwise it is Write.
 func (c *Conn) WriteMore(p []byte) (int, error) {
 	if c.offloaded.Load() {
-		return c.writeKernel(p, true)
+		return c.writeKernel(p, true, false)
 	}
 	return c.Write(p)
 }
 
-func (c *Conn) writeKernel(p []byte, more bool) (n int, err error) {
+func (c *Conn) writeKernel(p []byte, more, settle bool) (n int, err error) {
 	err = c.send(func(t *tap) error {
 		for n < len(p) {
 			m, err := t.allot(int64(len(p) - n))
@@ -211,6 +211,9 @@ func (c *Conn) writeKernel(p []byte, more bool) (n int, err error) {
 			if err != nil {
 				return err
 			}
+		}
+		if settle {
+			return t.kernel.settle(nil)
 		}
 		return nil
 	})
