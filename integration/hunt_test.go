@@ -55,13 +55,16 @@ type hunt struct {
 	wrong  int
 }
 
+// huntKeyLimit is in a configuration where the kernel can rekey.
+const huntKeyLimit = "\tkey_limit 1000\n"
+
 // huntConfigs take turns on the three listeners: the wrapper, and options of the
 // handler.
 var huntConfigs = []struct{ wrapper, options string }{
 	{"ktls", ""},
 	{"ktls {\n\tupgrade handshake\n\trx on\n}", ""},
 	{"ktls {\n\tupgrade handshake\n}", "chunk 64KiB\nhttp2_frame_size 16KiB\n"},
-	{"ktls {\n\trecord_size 1024\n\tkey_limit 1000\n}", ""}, // the limit only where the kernel can rekey
+	{"ktls {\n\trecord_size 1024\n" + huntKeyLimit + "}", ""},
 	{"ktls {\n\trx on\n}", "http2_frame_size 1MiB\n"},
 	{"", ""},
 }
@@ -71,7 +74,7 @@ const huntListeners = 3 // a divisor of their number: each listener has its own
 // hasKeyLimit reports whether a listener sometimes has a key_limit.
 func hasKeyLimit(t *testing.T, listener int) bool {
 	for i := listener; i < len(huntConfigs); i += huntListeners {
-		if strings.Contains(huntConfigs[i].wrapper, "key_limit") {
+		if strings.Contains(huntConfigs[i].wrapper, huntKeyLimit) {
 			return canRekey(t)
 		}
 	}
@@ -108,7 +111,7 @@ func (h *hunt) rng(part string) *rand.Rand {
 func (h *hunt) listener(root string, i, n int) listener {
 	config := huntConfigs[(n*huntListeners+i)%len(huntConfigs)]
 	if !canRekey(h.t) {
-		config.wrapper = strings.Replace(config.wrapper, "\tkey_limit 1000\n", "", 1)
+		config.wrapper = strings.Replace(config.wrapper, huntKeyLimit, "", 1)
 	}
 	body := plainFiles(root, "header X-Config "+fmt.Sprint(n), "ktls {", "min_size 8KiB", config.options+"}")
 	return listener{wrappers: config.wrapper, sites: []site{{body: strings.TrimPrefix(body, "log\n")}}} // too many lines

@@ -161,11 +161,20 @@ func (h *hunt) dial(rng *rand.Rand, proto string) *huntConn {
 // a time. A reload ends the connections there are, perhaps just when one is used
 // (with stock Caddy too).
 func (h *hunt) noAnswer(born time.Time, what string, err error) {
-	if h.reloadedSince(born) {
-		h.count("no answer, for the configuration was gone", 1)
+	if h.configGone(born) {
 		return
 	}
 	h.fails("%s: %v, %v after the connection began", what, err, time.Since(born))
+}
+
+// configGone counts a request that nothing came back for, if that may be because
+// of a reload.
+func (h *hunt) configGone(born time.Time) bool {
+	gone := h.reloadedSince(born)
+	if gone {
+		h.count("no answer, for the configuration was gone", 1)
+	}
+	return gone
 }
 
 // answered counts an answer, whole or not, and the bytes of its body.
@@ -299,8 +308,7 @@ func (c *huntConn) ended(what string, err error) {
 		c.h.count("connections ended by key_limit", 1)
 		return
 	}
-	if c.h.reloadedSince(c.born) {
-		c.h.noAnswer(c.born, c.kind+", "+what, err)
+	if c.h.configGone(c.born) {
 		return
 	}
 	c.mu.Lock()
@@ -676,16 +684,14 @@ func (h *hunt) visitCurl(rng *rand.Rand) {
 		}
 		r, ok := stored[tr.Stored]
 		switch {
-		case tr.Status == 0 && h.reloadedSince(asked):
-			h.count("no answer, for the configuration was gone", 1)
+		case tr.Status == 0 && h.configGone(asked):
 		case tr.Status == 0:
 			cuts = append(cuts, fmt.Sprintf("%s: curl: %d, %s", kind, tr.ExitCode, tr.Error))
 		case ok:
-			switch cut, without := h.stored(r, tr, kind, asked); {
-			case cut && without == "":
-				truncated = true
-			case cut:
-				cuts = append(cuts, without)
+			wasTruncated, cut := h.stored(r, tr, kind, asked)
+			truncated = truncated || wasTruncated
+			if cut != "" {
+				cuts = append(cuts, cut)
 			}
 		}
 	}
@@ -699,9 +705,9 @@ func (h *hunt) visitCurl(rng *rand.Rand) {
 	}
 }
 
-// stored checks what curl has stored. It reports whether it was cut, and if not
-// because its file was truncated, what to say of it.
-func (h *hunt) stored(r huntRequest, tr transfer, kind string, asked time.Time) (cut bool, without string) {
+// stored checks what curl has stored. It reports whether it was cut because its
+// file was truncated, or what to say of a cut without that reason.
+func (h *hunt) stored(r huntRequest, tr transfer, kind string, asked time.Time) (truncated bool, cut string) {
 	body, err := os.ReadFile(tr.Stored)
 	if err != nil && !os.IsNotExist(err) {
 		h.fails("%v", err)
@@ -744,7 +750,7 @@ func (h *hunt) stored(r huntRequest, tr transfer, kind string, asked time.Time) 
 		return true, ""
 	default:
 		h.count("cut", 1)
-		return true, fmt.Sprintf("%s, %s: cut after %d bytes of %d: curl: %d, %s; %s", kind, r.file.name, len(body), length, tr.ExitCode, tr.Error, describeVersions(known))
+		return false, fmt.Sprintf("%s, %s: cut after %d bytes of %d: curl: %d, %s; %s", kind, r.file.name, len(body), length, tr.ExitCode, tr.Error, describeVersions(known))
 	}
 	return false, ""
 }

@@ -15,8 +15,8 @@ type Batch struct {
 
 // Batch calls f with a batch to write to. Like Write, it keeps the first error,
 // after which nothing more can be written, and like WriteAhead it doesn't wait for
-// TCP. Only an upgraded connection can do
-// it: else [ErrNotOffloaded] is returned, and f isn't called.
+// TCP. Only an upgraded connection can do it: else [ErrNotOffloaded] is returned,
+// and f isn't called.
 func (c *Conn) Batch(f func(*Batch) error) error {
 	if !c.offloaded.Load() {
 		return ErrNotOffloaded

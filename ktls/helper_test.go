@@ -55,8 +55,14 @@ func unhex(t testing.TB, s string) []byte {
 // when the test ends.
 func tcpPair(t testing.TB) (a, b *net.TCPConn) {
 	t.Helper()
+	return dialPair(t, new(net.Dialer))
+}
+
+// dialPair is tcpPair with b as d makes it.
+func dialPair(t testing.TB, d *net.Dialer) (a, b *net.TCPConn) {
+	t.Helper()
 	l := listenLoopback(t)
-	c, err := net.Dial("tcp", l.Addr().String())
+	c, err := d.Dial("tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}

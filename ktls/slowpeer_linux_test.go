@@ -20,24 +20,9 @@ import (
 // than 1 or 2 KiB, so that TCP at the sender (a) has small segments.
 func narrowPair(t testing.TB) (a, b *net.TCPConn) {
 	t.Helper()
-	ln := listenLoopback(t)
-	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) (err error) {
-		cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 1) })
-		return errors.Join(cerr, err)
-	}}
-	c, err := d.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, conn := range []net.Conn{c, s} {
-		conn.SetDeadline(time.Now().Add(testTimeout))
-		t.Cleanup(func() { conn.Close() })
-	}
-	return s.(*net.TCPConn), c.(*net.TCPConn)
+	return dialPair(t, &net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		return controlRaw(c, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1) })
+	}})
 }
 
 // TestSlowPeerGetsAllAfterClose: what was sent without an error reaches a peer that
