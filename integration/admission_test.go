@@ -78,7 +78,7 @@ func TestMaxHandshakes(t *testing.T) {
 	for i := range c.ports {
 		c.goClient(t, i, "h1", fresh(func(*tls.Config) {})).get(t, c.url(i, "/"+tiny.name)).isFile(t, tiny)
 	}
-	before := c.footprint(t)
+	before := c.settled(t)
 	for _, test := range []struct {
 		name     string
 		listener int
@@ -141,7 +141,7 @@ func TestMaxHandshakesHalfOpen(t *testing.T) {
 	needKTLS(t)
 	c := start(t, listener{wrappers: "ktls {\n\tmax_handshakes 1\n\thandshake_timeout 3s\n}"})
 	c.goClient(t, 0, "h1", fresh(func(*tls.Config) {})).get(t, c.url(0, "/"+tiny.name)).isFile(t, tiny)
-	before := c.footprint(t)
+	before := c.settled(t)
 	check := countUpgrades(t)
 	var conns []net.Conn
 	for range 10 {
@@ -201,7 +201,7 @@ func TestMaxHandshakesTimeout(t *testing.T) {
 	needKTLS(t)
 	c := start(t, listener{wrappers: "ktls {\n\tmax_handshakes 1\n\thandshake_timeout 100ms\n}", sites: []site{{body: files(rsaCertificate(t, 4096))}}})
 	c.status(t)
-	before := c.footprint(t)
+	before := c.settled(t)
 	var attempts, done int64
 	eventually(t, "a handshake was refused", func() bool {
 		var wg sync.WaitGroup
@@ -306,7 +306,7 @@ func TestMaxHandshakesReload(t *testing.T) {
 	if _, err := get(); err != nil {
 		t.Fatal(err)
 	}
-	before := c.footprint(t)
+	before := c.settled(t)
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {

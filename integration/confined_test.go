@@ -79,7 +79,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	c.leaves = true // the log's file, which is opened with the first line
 	c.fetch(t, tiny, 1, "first")
-	before := c.footprint(t)
+	before := c.settled(t)
 	c.fetch(t, medium, 2, "full")
 	for range 4 {
 		c.tookFile(t, "/"+medium.name+"?full-0", medium.size) // the other access log has it

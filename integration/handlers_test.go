@@ -271,7 +271,7 @@ func TestOtherHandlers(t *testing.T) {
 // makes the stream is told.
 func TestClientLeavesStream(t *testing.T) {
 	c, app := startWithApplication(t)
-	before := c.footprint(t)
+	before := c.settled(t)
 	var clients []*goClient
 	for _, proto := range []string{"h1", "h2"} {
 		for i, how := range []string{"handshake", "lazy", "stock"} {

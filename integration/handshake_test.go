@@ -170,7 +170,7 @@ func (c *caddy) handshakesTimeOut(t *testing.T) {
 	for _, client := range patient {
 		client.get(t, c.url(0, "/"+tiny.name)).isFile(t, tiny)
 	}
-	before := c.footprint(t)
+	before := c.settled(t)
 
 	for name, conn := range c.halfOpen(t) {
 		t.Run(name, func(t *testing.T) {

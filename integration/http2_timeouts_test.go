@@ -112,7 +112,7 @@ func TestHTTP2StoppedClient(t *testing.T) {
 	)
 	c.goClient(t, 0, "h2", func(tr *http.Transport) { tr.DisableKeepAlives = true }).
 		get(t, c.url(0, "/"+large.name+"?before")).isFile(t, large)
-	before := c.footprint(t)
+	before := c.settled(t)
 	want := content(t, large.name)
 	for i := range 2 {
 		h := c.dialHTTP2(t, i, h2options{small: true, window: 1 << 30, settings: []http2.Setting{windowSize(1 << 30)}})

@@ -3,14 +3,19 @@
 package integration
 
 import (
+	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -145,6 +150,42 @@ func TestNarrowTCP(t *testing.T) {
 						c.tookFile(t, uri, o.file.size)
 					})
 				}
+			}
+		})
+	}
+}
+
+// TestCloseBehindSlowClient: a client that takes nothing for longer than Close waits
+// for it gets all of a response that the server closes the connection behind.
+func TestCloseBehindSlowClient(t *testing.T) {
+	notEmulated(t)
+	sysctl(t, "net/ipv4/tcp_wmem", "4096 4096 4096")
+	c := start(t, listener{wrappers: "ktls"}, listener{})
+	f := ofSize(16385)
+	for i, what := range []string{"ktls", "stock"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			d := net.Dialer{Control: receiveBuffer(1, 0)}
+			tcp, err := d.Dial("tcp", c.addr(i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tcp.Close()
+			conn := handshake(t, tcp, tlsConfig(t))
+			uri := "/" + f.name + "?" + what
+			fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", uri)
+			time.Sleep(7 * time.Second) // Close waits for 5
+			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			hash := sha256.New()
+			n, err := io.Copy(hash, resp.Body)
+			if sum := hex.EncodeToString(hash.Sum(nil)); err != nil || n != f.size || sum != f.sum {
+				t.Errorf("%d bytes of %d, SHA-256 %s, %v", n, f.size, sum, err)
+			}
+			if i == 0 {
+				c.tookFile(t, uri, f.size)
 			}
 		})
 	}

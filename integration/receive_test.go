@@ -155,7 +155,7 @@ func TestUploads(t *testing.T) {
 // TestUploadsAtOnce: many streams and connections.
 func TestUploadsAtOnce(t *testing.T) {
 	c := start(t, listener{wrappers: "ktls {\n\trx on\n\tupgrade handshake\n}", sites: proxied(t)})
-	before := c.footprint(t)
+	before := c.settled(t)
 	content := uploadContent()[:3*mib]
 	for _, proto := range []string{"h1", "h2"} {
 		t.Run(proto, func(t *testing.T) {
@@ -208,7 +208,7 @@ func TestUploadByCurl(t *testing.T) {
 // with WebSocket, is passed on both ways.
 func TestUpgradedProtocol(t *testing.T) {
 	c := start(t, listener{wrappers: "ktls {\n\trx on\n\tupgrade handshake\n}", sites: proxied(t)})
-	before := c.footprint(t)
+	before := c.settled(t)
 	content := uploadContent()[:3*mib]
 	for _, version := range []uint16{tls.VersionTLS13, tls.VersionTLS12} {
 		t.Run(tls.VersionName(version), func(t *testing.T) {

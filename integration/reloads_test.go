@@ -274,7 +274,7 @@ func TestReloads(t *testing.T) {
 	}{{"ktls", rounds}, {"stock", 2}} {
 		t.Run(test.name, func(t *testing.T) {
 			r := startReloads(t, test.name == "stock")
-			before := r.footprint(t)
+			before := r.settled(t)
 			r.underLoad(t, func() {
 				for n := range r.variants {
 					r.load(t, []string{"signal", "command", "signal", "api"}[min(n, 3)])

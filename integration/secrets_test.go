@@ -366,7 +366,7 @@ func TestSecretsInMemory(t *testing.T) {
 			c.secretConn(t, "lazy", 0, version, f, 2),
 			c.secretConn(t, "handshake", 1, version, f, 2),
 			c.secretConn(t, "rx", 2, version, f, 3))
-		before := c.footprint(t)
+		before := c.settled(t)
 		for _, served := range []file{tiny, f} { // before the move and after it
 			closed := c.secretConn(t, "closed", 0, version, served, 1)
 			closed.conn.Close()

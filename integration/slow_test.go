@@ -72,7 +72,7 @@ func TestStoppedClient(t *testing.T) {
 	c := start(t, listener{wrappers: "ktls", options: "timeouts {\n\twrite_idle 2s\n}"})
 	c.goClient(t, 0, "h1", func(tr *http.Transport) { tr.DisableKeepAlives = true }).
 		get(t, c.url(0, "/"+large.name+"?before")).isFile(t, large)
-	before := c.footprint(t)
+	before := c.settled(t)
 
 	uri := "/" + large.name + "?stopped"
 	d := c.stalled(t, 0, uri)
@@ -149,7 +149,7 @@ func TestResettingClients(t *testing.T) {
 	c := start(t, listener{wrappers: "ktls"})
 	c.goClient(t, 0, "h1", func(tr *http.Transport) { tr.DisableKeepAlives = true }).
 		get(t, c.url(0, "/"+large.name+"?before")).isFile(t, large)
-	before := c.footprint(t)
+	before := c.settled(t)
 	for n, read := range []int64{0, 1, 16 * kib, mib, 2*mib + 1, 3 * mib} {
 		uri := fmt.Sprintf("/%s?%d", large.name, n)
 		d := c.download(t, 0, uri)
@@ -174,7 +174,7 @@ func TestLeavingClients(t *testing.T) {
 	c := start(t, listener{wrappers: "ktls"})
 	c.goClient(t, 0, "h1", func(tr *http.Transport) { tr.DisableKeepAlives = true }).
 		get(t, c.url(0, "/"+large.name+"?before")).isFile(t, large)
-	before := c.footprint(t)
+	before := c.settled(t)
 	for n := range 4 {
 		uri := fmt.Sprintf("/%s?%d", large.name, n)
 		tcp := dialSmall(t, c.addr(0), 0)

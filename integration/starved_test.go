@@ -128,7 +128,7 @@ func TestNoDescriptors(t *testing.T) {
 func TestFewDescriptors(t *testing.T) {
 	notEmulated(t)
 	c := withAndWithout(t, "ktls")
-	before := c.footprint(t)
+	before := c.settled(t)
 	const clients, rounds = 12, 3
 	restore := c.limit(t, unix.RLIMIT_NOFILE, uint64(before.descriptors+clients*2/3))
 	answers := map[string]int{}
