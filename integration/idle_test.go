@@ -165,6 +165,9 @@ func TestIdleConnections(t *testing.T) {
 	}{{"h1", 200, 1.25, 0}, {"h2", 20, 1.5, 126 * kib}} {
 		t.Run(test.proto, func(t *testing.T) {
 			size := idleSizes[test.proto]
+			if slow {
+				test.n = min(test.n, 50)
+			}
 			stock := idleMemory(t, listener{}, test.proto, test.n, size)
 			own := idleMemory(t, listener{wrappers: "ktls"}, test.proto, test.n, size)
 			t.Logf("each connection: stock %+v, offloaded %+v", stock, own)
