@@ -64,13 +64,13 @@ func (r *result) collect(srv *server, requests int, f func(*block) error) error 
 }
 
 // enoughCycles is how many of the garbage collector's a measurement is to have.
-// With HTTP/2, more requests or fewer than usual fall into one, which by chance
-// were 7 % of a small response's cost with 4 cycles, and 2 % with 24.
+// With HTTP/2, more requests or fewer fall into one by chance: two measurements
+// of small responses differed by 7 % with 4 cycles, and by 2 % with 24.
 func (r *result) enoughCycles() int {
 	if r.Protocol == "h2" {
 		return 20
 	}
-	return 8
+	return 4
 }
 
 // mostRequests is when no more is done to see enough cycles. Where bodies are
