@@ -4,19 +4,22 @@ package integration
 
 import (
 	"bufio"
+	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"golang.org/x/sys/unix"
 )
 
@@ -156,37 +159,80 @@ func TestNarrowTCP(t *testing.T) {
 }
 
 // TestCloseBehindSlowClient: a client that takes nothing for longer than Close waits
-// for it gets all of a response that the server closes the connection behind.
+// for it gets all of a response that the server closes the connection behind:
+// because the client said so, or because its configuration is gone.
 func TestCloseBehindSlowClient(t *testing.T) {
 	notEmulated(t)
 	sysctl(t, "net/ipv4/tcp_wmem", "4096 4096 4096")
-	c := start(t, listener{wrappers: "ktls"}, listener{})
-	f := ofSize(16385)
+	s := setup{global: "grace_period 1m", listeners: []listener{{wrappers: "ktls"}, {}}}
+	c := s.start(t)
+	f := small // a record that TCP has no room for
+	read := map[string]func() ([]byte, error){}
 	for i, what := range []string{"ktls", "stock"} {
-		t.Run(what, func(t *testing.T) {
-			t.Parallel()
+		for proto, ask := range map[string]func(net.Conn, string) func() ([]byte, error){"http/1.1": lastHTTP1, "h2": firstHTTP2} {
 			d := net.Dialer{Control: receiveBuffer(1, 0)}
 			tcp, err := d.Dial("tcp", c.addr(i))
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer tcp.Close()
-			conn := handshake(t, tcp, tlsConfig(t))
-			uri := "/" + f.name + "?" + what
-			fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", uri)
-			time.Sleep(7 * time.Second) // Close waits for 5
-			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			conn := handshake(t, tcp, tlsConfig(t, func(config *tls.Config) { config.NextProtos = []string{proto} }))
+			uri := "/" + f.name + "?" + what + "-" + proto
+			read[uri] = ask(conn, uri)
+		}
+	}
+	time.Sleep(time.Second) // until all four are being answered
+	next := &caddy{setup: setup{global: s.global + "\nhttp_port 1", listeners: s.listeners}, dir: c.dir, ports: c.ports}
+	c.admin(t, "POST", "/load", "text/caddyfile", next.caddyfile())
+	time.Sleep(9 * time.Second) // HTTP/2's GOAWAY is a second before Close, which waits for 5
+
+	for uri, read := range read {
+		body, err := read()
+		if err != nil {
+			t.Errorf("%s: %v", uri, err)
+		}
+		checkBody(t, uri, int64(len(body)), sum(body), f.size, f.sum)
+		if strings.Contains(uri, "ktls") {
+			c.tookFile(t, uri, f.size)
+		}
+	}
+}
+
+// lastHTTP1 sends the last request of a connection. What it returns reads the body.
+func lastHTTP1(conn net.Conn, uri string) (read func() ([]byte, error)) {
+	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", uri)
+	return func() ([]byte, error) {
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			return nil, err
+		}
+		return io.ReadAll(resp.Body)
+	}
+}
+
+// firstHTTP2 is the same for the first request. Before, not even SETTINGS are read.
+func firstHTTP2(conn net.Conn, uri string) (read func() ([]byte, error)) {
+	var block bytes.Buffer
+	enc := hpack.NewEncoder(&block)
+	for _, f := range [][2]string{{":method", "GET"}, {":scheme", "https"}, {":authority", "localhost"}, {":path", uri}} {
+		enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
+	}
+	framer := http2.NewFramer(conn, conn)
+	io.WriteString(conn, http2.ClientPreface)
+	framer.WriteSettings()
+	framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndStream: true, EndHeaders: true})
+	return func() (body []byte, err error) {
+		for {
+			f, err := framer.ReadFrame()
 			if err != nil {
-				t.Fatal(err)
+				return body, err
 			}
-			hash := sha256.New()
-			n, err := io.Copy(hash, resp.Body)
-			if sum := hex.EncodeToString(hash.Sum(nil)); err != nil || n != f.size || sum != f.sum {
-				t.Errorf("%d bytes of %d, SHA-256 %s, %v", n, f.size, sum, err)
+			if data, ok := f.(*http2.DataFrame); ok {
+				body = append(body, data.Data()...)
+				if data.StreamEnded() {
+					return body, nil
+				}
 			}
-			if i == 0 {
-				c.tookFile(t, uri, f.size)
-			}
-		})
+		}
 	}
 }
