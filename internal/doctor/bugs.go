@@ -66,10 +66,6 @@ var kernelBugs = []kernelBug{
 		what: "reads out of bounds when data is taken from under it (CVE-2025-38616)", receive: true,
 		fixed: map[series]int{{6, 1}: 185, {6, 6}: 103, {6, 12}: 43, {6, 15}: 11, {6, 16}: 2}, since: series{6, 0}, mainline: series{6, 17},
 	},
-	{
-		what: "a client's alert or KeyUpdate is written to two places (CVE-2026-74611)", receive: true,
-		fixed: map[series]int{{6, 1}: 191, {6, 18}: 45, {7, 1}: 9},
-	},
 }
 
 // bugsOf lists the bugs of a version, and the first patch level of its series
