@@ -295,12 +295,12 @@ func (k *kernelTX) settle(stalled func()) error {
 // room, a worker passes it on, or closing the socket does. Where it needs more room
 // than that, the buffer is full again when the worker is through; and where a record
 // needs the buffer several times over, all must have gone, for long enough for the
-// worker to come.
+// worker to come. ECONNRESET: the connection ended before there was room.
 func (k *kernelTX) settled(fd int) error {
-	switch ok, err := writable(fd, &k.poll); {
+	switch events, err := pollOut(fd, &k.poll); {
 	case err != nil:
 		return nil //nolint:nilerr // it can't be known
-	case !ok:
+	case events == 0:
 		k.full, k.calm = true, 0
 		if k.stalled != nil {
 			k.stalled()
@@ -308,23 +308,31 @@ func (k *kernelTX) settled(fd int) error {
 		return unix.EAGAIN
 	case !k.full:
 		return nil
+	case events&(unix.POLLERR|unix.POLLHUP) != 0:
+		return unix.ECONNRESET // or another; whoever reads is told
 	}
 	room, err := sendBuffer(fd)
 	if err != nil || room >= roomForRecords {
 		return nil //nolint:nilerr // likewise
 	}
-	pauses := 1
-	if room < roomForRecord {
-		pauses = 3
-		if n, err := unacknowledged(fd); err == nil && n > 0 {
-			k.calm = 0
-		}
+	if room >= roomForRecord {
+		return k.after(1)
 	}
+	if n, err := unacknowledged(fd); err == nil && n > 0 {
+		k.calm = 0
+		return errPause // for longer and longer: it is the client that takes its time
+	}
+	return k.after(5)
+}
+
+// after is nil after so many short pauses, 15 ms for 5: a worker that found a send
+// under way comes again after 10.
+func (k *kernelTX) after(pauses int) error {
 	if k.calm == pauses {
 		return nil
 	}
 	k.calm++
-	k.pause = min(k.pause, 4*minPause)
+	k.pause = min(k.pause, 2*minPause)
 	return errPause
 }
 

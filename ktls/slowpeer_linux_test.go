@@ -9,6 +9,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -81,5 +83,129 @@ func TestSlowPeerGetsAllAfterClose(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// waitingForTCP has a connection with a send buffer of 8 KiB whose kernel TLS took
+// a record that TCP has no room for, and returns what Write returns when TCP has all.
+// hook is asked for every call.
+func waitingForTCP(t *testing.T, hook func(name string, n int) (int, error)) (l *link, client *client13, content []byte, sent <-chan error) {
+	t.Helper()
+	needKTLS(t)
+	l = &link{t: t}
+	l.sock, l.peer = narrowPair(t)
+	l.start(setup{}, l.sock)
+	client = l.with13(tls.TLS_AES_128_GCM_SHA256, clientOptions{})
+	l.mustUpgrade()
+	if err := l.sock.SetWriteBuffer(4 << 10); err != nil {
+		t.Fatal(err)
+	}
+	waits := make(chan struct{})
+	var once sync.Once
+	testHookCall = func(name string, n int) (int, error) {
+		if name == "poll" {
+			once.Do(func() { close(waits) })
+		}
+		return hook(name, n)
+	}
+	t.Cleanup(func() { testHookCall = nil })
+	content = randomBytes(MaxPlaintext)
+	errs := make(chan error, 1)
+	go func() {
+		_, err := l.Write(content)
+		errs <- err
+	}()
+	select {
+	case <-waits:
+	case <-time.After(testTimeout):
+		t.Fatal("Write doesn't look whether TCP has all")
+	}
+	return l, client, content, errs
+}
+
+// TestInterruptedSettle: a signal that interrupts the question whether TCP has all
+// isn't the answer.
+func TestInterruptedSettle(t *testing.T) {
+	var polls atomic.Int32
+	_, client, content, sent := waitingForTCP(t, func(name string, n int) (int, error) {
+		if name == "poll" && polls.Add(1) <= 3 {
+			return 0, unix.EINTR
+		}
+		return n, nil
+	})
+	select {
+	case err := <-sent:
+		t.Fatalf("Write returns %v, and TCP had no room", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	got := make([]byte, len(content))
+	if _, err := io.ReadFull(client, got); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("the client got something else, or %v", err)
+	}
+	if err := <-sent; err != nil || polls.Load() < 4 {
+		t.Errorf("%v, %d polls", err, polls.Load())
+	}
+}
+
+// TestResetWhileSettling: the peer is gone before TCP had all.
+func TestResetWhileSettling(t *testing.T) {
+	l, _, _, sent := waitingForTCP(t, func(_ string, n int) (int, error) { return n, nil })
+	if err := l.peer.SetLinger(0); err != nil {
+		t.Fatal(err)
+	}
+	l.peer.Close()
+	select {
+	case err := <-sent:
+		if !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("Write returns %v", err)
+		}
+	case <-time.After(testTimeout):
+		t.Error("Write doesn't return")
+	}
+}
+
+// TestSettleIsCalm: while a client takes its time, a small buffer isn't looked at
+// again and again.
+func TestSettleIsCalm(t *testing.T) {
+	var looks atomic.Int32
+	l, client, content, sent := waitingForTCP(t, func(name string, n int) (int, error) {
+		if name == "getsockopt SO_SNDBUF" {
+			looks.Add(1)
+		}
+		return n, nil
+	})
+	var wire []byte
+	for looks.Load() < 3 { // there is room, but not all has gone
+		time.Sleep(30 * time.Millisecond)
+		p := make([]byte, 1000)
+		l.peer.SetReadDeadline(time.Now().Add(20 * time.Millisecond)) // it may have all
+		n, err := l.peer.Read(p)
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+		wire = append(wire, p[:n]...)
+		if len(wire) > len(content) {
+			t.Skip("the kernel took all at once")
+		}
+	}
+	before := looks.Load()
+	time.Sleep(time.Second)
+	select {
+	case <-sent:
+		t.Skip("TCP had all")
+	default:
+	}
+	if n := looks.Load() - before; n > 40 {
+		t.Errorf("looked %d times in a second", n)
+	}
+	l.peer.SetReadDeadline(time.Now().Add(testTimeout))
+	first, _ := client.r.Peek(client.r.Buffered())
+	client.r = bufio.NewReader(io.MultiReader(bytes.NewReader(first), bytes.NewReader(wire), l.peer))
+	got := make([]byte, len(content))
+	if _, err := io.ReadFull(client, got); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("the client got something else, or %v", err)
+	}
+	if err := <-sent; err != nil {
+		t.Error(err)
 	}
 }

@@ -153,14 +153,18 @@ func unacknowledged(fd int) (n int, err error) {
 	return n, err
 }
 
-// writable reports whether the socket can be written to, or has ended. fds is scratch.
-func writable(fd int, fds *[1]unix.PollFd) (bool, error) {
-	_, err := call("poll", 0)
-	if err == nil {
+// pollOut returns what of POLLOUT, POLLERR and POLLHUP holds for the socket, without
+// waiting. fds is scratch.
+func pollOut(fd int, fds *[1]unix.PollFd) (events int16, err error) {
+	for {
 		fds[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT}
-		_, err = unix.Poll(fds[:], 0)
+		if _, err = call("poll", 0); err == nil {
+			_, err = unix.Poll(fds[:], 0)
+		}
+		if err != unix.EINTR { // as comes where nothing holds and a signal is due
+			return fds[0].Revents, os.NewSyscallError("poll", err)
+		}
 	}
-	return fds[0].Revents != 0, os.NewSyscallError("poll", err)
 }
 
 // sendBuffer is how large the socket's send buffer is, in bytes of the kernel's
