@@ -295,14 +295,23 @@ func ourRaces(log string) []string {
 	return ours
 }
 
+var givenPorts sync.Map // the keys are what freePort has returned
+
+// freePort is a port that nobody listens on, and another one each time: who asked
+// before may not listen yet.
 func freePort(t testing.TB) int {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := ln.Addr().(*net.TCPAddr).Port
+		ln.Close()
+		if _, given := givenPorts.LoadOrStore(port, true); !given {
+			return port
+		}
 	}
-	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).Port
 }
 
 func (c *caddy) host(i, j int) string { return either(c.setup.listeners[i].sites[j].host, "localhost") }

@@ -174,7 +174,8 @@ func TestIdleConnections(t *testing.T) {
 			if float64(own.heap) > float64(stock.heap)*test.more+test.frame {
 				t.Errorf("heap: %d bytes, stock %d", own.heap, stock.heap)
 			}
-			if float64(own.stack) > float64(stock.stack)*test.more {
+			// Stacks come in spans of 32 KiB, of which some more or less are in use.
+			if float64(own.stack) > float64(stock.stack)*test.more+float64(128*kib/test.n) {
 				t.Errorf("stack: %d bytes, stock %d", own.stack, stock.stack)
 			}
 		})

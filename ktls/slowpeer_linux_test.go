@@ -42,6 +42,8 @@ func TestSlowPeerGetsAllAfterClose(t *testing.T) {
 				t.Parallel()
 				l := &link{t: t}
 				l.sock, l.peer = narrowPair(t)
+				// TCP asks more and more rarely whether the window is open again.
+				l.sock.SetDeadline(time.Now().Add(5 * testTimeout))
 				l.start(setup{}, l.sock)
 				client := l.with13(tls.TLS_AES_128_GCM_SHA256, clientOptions{})
 				l.mustUpgrade()
@@ -74,7 +76,7 @@ func TestSlowPeerGetsAllAfterClose(t *testing.T) {
 						wire = wire[:len(wire)+n]
 					}
 				}
-				l.peer.SetReadDeadline(time.Now().Add(testTimeout))
+				l.peer.SetReadDeadline(time.Now().Add(5 * testTimeout))
 				cerr := l.Close()
 				before, _ := client.r.Peek(client.r.Buffered())
 				client.r = bufio.NewReader(io.MultiReader(bytes.NewReader(before), bytes.NewReader(wire), l.peer))
