@@ -70,7 +70,7 @@ func (r *result) enoughCycles() int {
 	if r.Protocol == "h2" {
 		return 20
 	}
-	return 4
+	return 8
 }
 
 // mostRequests is when no more is done to see enough cycles. Where bodies are
@@ -78,9 +78,9 @@ func (r *result) enoughCycles() int {
 func (r *result) mostRequests() int {
 	switch {
 	case r.Body > 1<<20:
-		return 2 * r.scenario.Requests
+		return r.scenario.Requests
 	case r.Body > 64<<10:
-		return 8 * r.scenario.Requests
+		return 4 * r.scenario.Requests
 	}
 	return 40 * r.scenario.Requests
 }

@@ -54,9 +54,9 @@ var sizes = []size{
 	{16 << 10, 320},
 	{32 << 10, 240},
 	{64 << 10, 160},
-	{256 << 10, 48},
-	{1 << 20, 24},
-	{16 << 20, 4},
+	{256 << 10, 160},
+	{1 << 20, 48},
+	{16 << 20, 16},
 }
 
 // storingFrom is the smallest body, in bytes, whose records are stored.
