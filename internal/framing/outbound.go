@@ -174,7 +174,11 @@ func (s *Session) endFrame() {
 			o.emitPadding(o.frame.stream, int64(o.standIn))
 		} else {
 			begin := o.pos - int64(o.standIn)
-			o.emitFile(b, b.off+begin, o.standIn, s.pieceSize(), o.frame.flags.Has(http2.FlagDataEndStream))
+			size := s.pieceSize()
+			if o.standIn <= size+headerLen { // as the server's are until it knows of larger ones
+				size = o.standIn // a second record is cheaper than a second frame
+			}
+			o.emitFile(b, b.off+begin, o.standIn, size, o.frame.flags.Has(http2.FlagDataEndStream))
 		}
 	}
 	if o.abort {

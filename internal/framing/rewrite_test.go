@@ -164,9 +164,14 @@ func TestRewrite(t *testing.T) {
 			want: frames(t, data(1, false, content[10:50]), reset(1, http2.ErrCodeCancel)),
 		},
 		"smaller records": {
+			record: 1000, n: 1001,
+			in:   frames(t, data(1, false, StandIn(0, 1001))),
+			want: frames(t, data(1, false, content[10:1001]), data(1, false, content[1001:1011])),
+		},
+		"a few bytes more than a record": {
 			record: 1000, n: 1000,
 			in:   frames(t, data(1, false, StandIn(0, 1000))),
-			want: frames(t, data(1, false, content[10:1001]), data(1, false, content[1001:1010])),
+			want: frames(t, data(1, false, content[10:1010])),
 		},
 		"too long for the client, but not enlarged": {
 			in:   frames(t, data(1, false, real)),
