@@ -37,7 +37,7 @@ func (s *sending) run() (done int64, err error) {
 	defer func() {
 		restore()
 		c.head, c.body = false, nil
-		if done != s.n {
+		if done != s.n || err != nil { // the kernel's TLS may have all, but not TCP
 			s.w.cut = true
 			c.Abort(errBodyCut)
 		}

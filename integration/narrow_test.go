@@ -198,6 +198,28 @@ func TestCloseBehindSlowClient(t *testing.T) {
 	}
 }
 
+// TestTimeoutOfLastRecord: kernel TLS took all of a response, TCP didn't, and the
+// client reads nothing. When write_idle is over the response is cut, and says so.
+func TestTimeoutOfLastRecord(t *testing.T) {
+	needKTLS(t)
+	sysctl(t, "net/ipv4/tcp_wmem", "4096 4096 4096")
+	c := start(t, listener{wrappers: "ktls", options: "timeouts {\n\twrite_idle 2s\n}"})
+	d := net.Dialer{Control: receiveBuffer(1, 0)}
+	tcp, err := d.Dial("tcp", c.addr(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	uri := "/" + small.name + "?late"
+	read := lastHTTP1(handshake(t, tcp, tlsConfig(t)), uri)
+	if l := c.response(t, uri); l.KTLS == nil || l.KTLS.Path != "sendfile" || l.KTLS.Reason != "cut" {
+		t.Errorf("the access log has %+v", l.KTLS)
+	}
+	if body, err := read(); err == nil {
+		t.Errorf("the client got %d bytes, and no error", len(body))
+	}
+}
+
 // lastHTTP1 sends the last request of a connection. What it returns reads the body.
 func lastHTTP1(conn net.Conn, uri string) (read func() ([]byte, error)) {
 	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", uri)
