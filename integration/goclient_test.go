@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -67,9 +68,43 @@ func (c *caddy) goClient(t *testing.T, i int, proto string, change ...func(*http
 	for _, f := range change {
 		f(tr)
 	}
+	dial := tr.DialContext
+	tr.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return &writesFirst{Conn: conn}, nil
+	}
 	client.Transport = tr
 	t.Cleanup(tr.CloseIdleConnections)
 	return client
+}
+
+// writesFirst is a connection on which an answer isn't seen before the request's
+// Write has returned. Go's client gives a connection up if that takes 50 ms more,
+// as it may where one processor is shared with the server.
+type writesFirst struct {
+	net.Conn
+	writing sync.Mutex
+}
+
+func (c *writesFirst) Write(p []byte) (int, error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	return c.Conn.Write(p)
+}
+
+func (c *writesFirst) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	for until := time.Now().Add(time.Second); !c.writing.TryLock(); { // not for ever: the server may not read on
+		if time.Now().After(until) {
+			return n, err
+		}
+		time.Sleep(time.Millisecond)
+	}
+	c.writing.Unlock()
+	return n, err
 }
 
 // answer is a response, read to its end.
