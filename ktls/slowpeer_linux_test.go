@@ -105,7 +105,7 @@ func waitingForTCP(t *testing.T, hook func(name string, n int) (int, error)) (l 
 	waits := make(chan struct{})
 	var once sync.Once
 	testHookCall = func(name string, n int) (int, error) {
-		if name == "poll" {
+		if name == "ioctl SIOCOUTQ" { // as follows when the socket turned out to be full
 			once.Do(func() { close(waits) })
 		}
 		return hook(name, n)
@@ -119,6 +119,8 @@ func waitingForTCP(t *testing.T, hook func(name string, n int) (int, error)) (l 
 	}()
 	select {
 	case <-waits:
+	case err := <-errs:
+		t.Fatalf("Write returns %v, and TCP had no room", err)
 	case <-time.After(testTimeout):
 		t.Fatal("Write doesn't look whether TCP has all")
 	}
