@@ -56,7 +56,7 @@ var sizes = []size{
 	{64 << 10, 160},
 	{256 << 10, 160},
 	{1 << 20, 48},
-	{16 << 20, 16},
+	{16 << 20, 8},
 }
 
 // storingFrom is the smallest body, in bytes, whose records are stored.

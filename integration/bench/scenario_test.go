@@ -27,7 +27,7 @@ func TestScenarios(t *testing.T) {
 	for _, want := range []scenario{
 		{"h1", decrypting, 4 << 10, 8, 1, 400, "1.3"},
 		{"h2", decrypting, 32 << 10, 1, 8, 240, "1.3"},
-		{"h1", storing, 16 << 20, 1, 1, 16, "1.2"},
+		{"h1", storing, 16 << 20, 1, 1, 8, "1.2"},
 		{"h2", handshaking, 1 << 10, 1, 1, 160, "1.2"},
 		{"h2", idling, idleBody, 1000, 1, 1000, "1.3"},
 		{"h1", slow, slowBody, 1000, 1, 1000, "1.3"},
