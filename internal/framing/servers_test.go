@@ -90,7 +90,9 @@ func (c *sessionConn) Write(p []byte) (int, error) {
 	c.wrote.Write(p)
 	list, err := c.session.Rewrite(p)
 	if err != nil {
-		c.err = err
+		if !errors.Is(err, net.ErrClosed) { // the server had closed it
+			c.err = err
+		}
 		c.Conn.Close()
 		return 0, err
 	}
