@@ -53,10 +53,10 @@ func TestLittleMemory(t *testing.T) {
 	}
 }
 
-// mountSmall mounts a file system of so many bytes on dir until the test ends.
-func mountSmall(t *testing.T, dir string, size int) {
+// mount mounts a file system that needs no device on dir until the test ends.
+func mount(t *testing.T, kind, dir, options string) {
 	t.Helper()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
+	if err := unix.Mount(kind, dir, kind, 0, options); err != nil {
 		t.Skipf("mount: %v", err)
 	}
 	t.Cleanup(func() {
@@ -71,7 +71,7 @@ func mountSmall(t *testing.T, dir string, size int) {
 func TestFullDisk(t *testing.T) {
 	notEmulated(t)
 	disk := t.TempDir()
-	mountSmall(t, disk, 64*kib)
+	mount(t, "tmpfs", disk, fmt.Sprintf("size=%d", 64*kib))
 	log := "log full {\n\toutput file " + filepath.Join(disk, "access.log") + "\n}"
 	c := start(t, listener{wrappers: "ktls", sites: []site{{body: files(log)}}}, listener{sites: []site{{body: plainFiles(www, log)}}})
 	if err := os.WriteFile(filepath.Join(disk, "rest"), make([]byte, mib), 0o644); !errors.Is(err, unix.ENOSPC) {

@@ -12,8 +12,9 @@ import (
 )
 
 // TestHTTP2SlowClient: a client whose windows let a chunk of Caddy's through
-// within each write_idle, and which needs twice as long, gets all of it; one that lets nothing
-// through loses that stream, and only that one. The same is asked of stock Caddy.
+// within each write_idle, and which needs twice as long, gets all of it; one that
+// lets nothing through loses that stream, and only that one. The same is asked of
+// stock Caddy.
 func TestHTTP2SlowClient(t *testing.T) {
 	const idle, chunk, rounds = 8 * time.Second, 64 * kib, 4
 	options := fmt.Sprintf("timeouts {\n\twrite_idle %v\n}", idle)

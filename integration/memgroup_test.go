@@ -3,17 +3,12 @@
 package integration
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // memoryGroup moves the running Caddy to a control group of its own, in which so
@@ -25,14 +20,7 @@ func (c *caddy) memoryGroup(t *testing.T, high int64) (dir string) {
 		t.Skip("for guests: makes control groups")
 	}
 	root := t.TempDir()
-	if err := unix.Mount("cgroup2", root, "cgroup2", 0, ""); err != nil {
-		t.Skipf("cgroup2: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(root, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
+	mount(t, "cgroup2", root, "")
 	if has, _ := os.ReadFile(filepath.Join(root, "cgroup.controllers")); !strings.Contains(string(has), "memory") {
 		t.Skipf("no control groups for memory, just: %s", has)
 	}
@@ -40,21 +28,19 @@ func (c *caddy) memoryGroup(t *testing.T, high int64) (dir string) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	move := func(to string) error {
-		return os.WriteFile(filepath.Join(to, "cgroup.procs"), []byte(strconv.Itoa(c.cmd.Process.Pid)), 0)
-	}
+	pid := strconv.Itoa(c.cmd.Process.Pid)
 	t.Cleanup(func() {
-		move(root) // fails if Caddy has ended
+		os.WriteFile(filepath.Join(root, "cgroup.procs"), []byte(pid), 0) // fails if Caddy has ended
 		eventually(t, "the control group is left", func() bool { return os.Remove(dir) == nil })
 	})
-	if err := os.WriteFile(filepath.Join(root, "cgroup.subtree_control"), []byte("+memory"), 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "memory.high"), []byte(strconv.FormatInt(high, 10)), 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := move(dir); err != nil {
-		t.Fatal(err)
+	for _, set := range []struct{ dir, name, value string }{
+		{root, "cgroup.subtree_control", "+memory"},
+		{dir, "memory.high", strconv.FormatInt(high, 10)},
+		{dir, "cgroup.procs", pid},
+	} {
+		if err := os.WriteFile(filepath.Join(set.dir, set.name), []byte(set.value), 0); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return dir
 }
@@ -82,13 +68,12 @@ func TestMemoryControlGroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, d := range downloads {
-		hash := sha256.New()
-		n, err := io.Copy(hash, d.resp.Body)
+		n, got, err := sumReader(d.resp.Body)
 		if err != nil {
 			t.Errorf("download %d: %v", i, err)
 		}
 		uri := fmt.Sprintf("/%s?%d", large.name, i)
-		checkBody(t, uri, n, hex.EncodeToString(hash.Sum(nil)), large.size, large.sum)
+		checkBody(t, uri, n, got, large.size, large.sum)
 		if i%2 == 0 {
 			c.tookFile(t, uri, large.size)
 		}

@@ -164,34 +164,26 @@ func TestNarrowTCP(t *testing.T) {
 func TestCloseBehindSlowClient(t *testing.T) {
 	notEmulated(t)
 	sysctl(t, "net/ipv4/tcp_wmem", "4096 4096 4096")
-	s := setup{global: "grace_period 1m", listeners: []listener{{wrappers: "ktls"}, {}}}
-	c := s.start(t)
+	c := setup{global: "grace_period 1m", listeners: []listener{{wrappers: "ktls"}, {}}}.start(t)
 	f := small // a record that TCP has no room for
-	read := map[string]func() ([]byte, error){}
+	read := map[string]func() (answer, error){}
 	for i, what := range []string{"ktls", "stock"} {
-		for proto, ask := range map[string]func(net.Conn, string) func() ([]byte, error){"http/1.1": lastHTTP1, "h2": firstHTTP2} {
-			d := net.Dialer{Control: receiveBuffer(1, 0)}
-			tcp, err := d.Dial("tcp", c.addr(i))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer tcp.Close()
-			conn := handshake(t, tcp, tlsConfig(t, func(config *tls.Config) { config.NextProtos = []string{proto} }))
+		for proto, ask := range map[string]func(net.Conn, string) func() (answer, error){"http/1.1": lastHTTP1, "h2": firstHTTP2} {
+			conn := handshake(t, dialSmallest(t, c.addr(i)), tlsConfig(t, func(config *tls.Config) { config.NextProtos = []string{proto} }))
 			uri := "/" + f.name + "?" + what + "-" + proto
 			read[uri] = ask(conn, uri)
 		}
 	}
 	time.Sleep(time.Second) // until all four are being answered
-	next := &caddy{setup: setup{global: s.global + "\nhttp_port 1", listeners: s.listeners}, dir: c.dir, ports: c.ports}
-	c.admin(t, "POST", "/load", "text/caddyfile", next.caddyfile())
+	c.admin(t, "POST", "/load", "text/caddyfile", strings.Replace(c.caddyfile(), "grace_period 1m", "grace_period 61s", 1))
 	time.Sleep(9 * time.Second) // HTTP/2's GOAWAY is a second before Close, which waits for 5
 
 	for uri, read := range read {
-		body, err := read()
+		a, err := read()
 		if err != nil {
 			t.Errorf("%s: %v", uri, err)
 		}
-		checkBody(t, uri, int64(len(body)), sum(body), f.size, f.sum)
+		checkBody(t, uri, a.size, a.sum, f.size, f.sum)
 		if strings.Contains(uri, "ktls") {
 			c.tookFile(t, uri, f.size)
 		}
@@ -204,36 +196,37 @@ func TestTimeoutOfLastRecord(t *testing.T) {
 	needKTLS(t)
 	sysctl(t, "net/ipv4/tcp_wmem", "4096 4096 4096")
 	c := start(t, listener{wrappers: "ktls", options: "timeouts {\n\twrite_idle 2s\n}"})
-	d := net.Dialer{Control: receiveBuffer(1, 0)}
-	tcp, err := d.Dial("tcp", c.addr(0))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tcp.Close()
 	uri := "/" + small.name + "?late"
-	read := lastHTTP1(handshake(t, tcp, tlsConfig(t)), uri)
+	read := lastHTTP1(handshake(t, dialSmallest(t, c.addr(0)), tlsConfig(t)), uri)
 	if l := c.response(t, uri); l.KTLS == nil || l.KTLS.Path != "sendfile" || l.KTLS.Reason != "cut" {
 		t.Errorf("the access log has %+v", l.KTLS)
 	}
-	if body, err := read(); err == nil {
-		t.Errorf("the client got %d bytes, and no error", len(body))
+	if a, err := read(); err == nil {
+		t.Errorf("the client got %d bytes, and no error", a.size)
 	}
 }
 
-// lastHTTP1 sends the last request of a connection. What it returns reads the body.
-func lastHTTP1(conn net.Conn, uri string) (read func() ([]byte, error)) {
-	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", uri)
-	return func() ([]byte, error) {
-		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-		if err != nil {
-			return nil, err
-		}
-		return io.ReadAll(resp.Body)
+// dialSmallest connects with the smallest receive buffer there is.
+func dialSmallest(t *testing.T, addr string) net.Conn {
+	t.Helper()
+	d := net.Dialer{Control: receiveBuffer(1, 0)}
+	conn, err := d.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
 }
 
-// firstHTTP2 is the same for the first request. Before, not even SETTINGS are read.
-func firstHTTP2(conn net.Conn, uri string) (read func() ([]byte, error)) {
+// lastHTTP1 sends the last request of a connection. What it returns reads the answer.
+func lastHTTP1(conn net.Conn, uri string) (read func() (answer, error)) {
+	io.WriteString(conn, lastRequest(uri))
+	return func() (answer, error) { return readAnswer(bufio.NewReader(conn)) }
+}
+
+// firstHTTP2 is the same for the first request, and an answer's body. Before, not
+// even SETTINGS are read.
+func firstHTTP2(conn net.Conn, uri string) (read func() (answer, error)) {
 	var block bytes.Buffer
 	enc := hpack.NewEncoder(&block)
 	for _, f := range [][2]string{{":method", "GET"}, {":scheme", "https"}, {":authority", "localhost"}, {":path", uri}} {
@@ -243,16 +236,17 @@ func firstHTTP2(conn net.Conn, uri string) (read func() ([]byte, error)) {
 	io.WriteString(conn, http2.ClientPreface)
 	framer.WriteSettings()
 	framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndStream: true, EndHeaders: true})
-	return func() (body []byte, err error) {
+	return func() (answer, error) {
+		var body []byte
 		for {
 			f, err := framer.ReadFrame()
 			if err != nil {
-				return body, err
+				return answer{size: int64(len(body))}, err
 			}
 			if data, ok := f.(*http2.DataFrame); ok {
 				body = append(body, data.Data()...)
 				if data.StreamEnded() {
-					return body, nil
+					return answer{size: int64(len(body)), sum: sum(body)}, nil
 				}
 			}
 		}

@@ -770,9 +770,7 @@ func TestAlertDuringSendFile(t *testing.T) {
 				t.Fatal(err)
 			}
 			read := readAll(l)
-			waitFor(t, "the alert", func() bool {
-				return l.tap.waiting.Load() > 0 || len(read) > 0 // the socket may have found room
-			})
+			l.awaitWaiting("the alert", func() bool { return len(read) > 0 })
 			got, err := io.ReadAll(client)
 			if !isAlert(err, alertBadRecordMAC) {
 				t.Errorf("the client sees %v", err)

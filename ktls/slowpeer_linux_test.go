@@ -27,6 +27,43 @@ func narrowPair(t testing.TB) (a, b *net.TCPConn) {
 	}})
 }
 
+// narrowLink is an upgraded connection over a narrowPair, with a send buffer of so
+// many bytes, of which the kernel makes twice as many.
+func narrowLink(t *testing.T, buffer int) (*link, *client13) {
+	t.Helper()
+	l := &link{t: t}
+	l.sock, l.peer = narrowPair(t)
+	// TCP asks more and more rarely whether the window is open again.
+	l.sock.SetDeadline(time.Now().Add(5 * testTimeout))
+	l.start(setup{}, l.sock)
+	client := l.with13(tls.TLS_AES_128_GCM_SHA256, clientOptions{})
+	l.mustUpgrade()
+	if err := l.sock.SetWriteBuffer(buffer); err != nil {
+		t.Fatal(err)
+	}
+	return l, client
+}
+
+// readRaw appends to wire at most n bytes that the peer receives within a moment: it
+// may have all.
+func (l *link) readRaw(wire []byte, n int) []byte {
+	l.t.Helper()
+	l.peer.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+	p := make([]byte, n)
+	n, err := l.peer.Read(p)
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		l.t.Fatal(err)
+	}
+	return append(wire, p[:n]...)
+}
+
+// goOn has the client read what readRaw has read, and then on.
+func (l *link) goOn(client *client13, wire []byte) {
+	l.peer.SetReadDeadline(time.Now().Add(5 * testTimeout))
+	before, _ := client.r.Peek(client.r.Buffered())
+	client.r = bufio.NewReader(io.MultiReader(bytes.NewReader(before), bytes.NewReader(wire), l.peer))
+}
+
 // TestSlowPeerGetsAllAfterClose: what was sent without an error reaches a peer that
 // stops reading then, and goes on only after Close has returned, as with crypto/tls.
 // close_notify alone may be missing.
@@ -40,16 +77,7 @@ func TestSlowPeerGetsAllAfterClose(t *testing.T) {
 		for _, how := range []string{"Write", "SendFile", "WriteMore", "SendFramed"} {
 			t.Run(fmt.Sprintf("%s with %d bytes of buffer", how, buffer), func(t *testing.T) {
 				t.Parallel()
-				l := &link{t: t}
-				l.sock, l.peer = narrowPair(t)
-				// TCP asks more and more rarely whether the window is open again.
-				l.sock.SetDeadline(time.Now().Add(5 * testTimeout))
-				l.start(setup{}, l.sock)
-				client := l.with13(tls.TLS_AES_128_GCM_SHA256, clientOptions{})
-				l.mustUpgrade()
-				if err := l.sock.SetWriteBuffer(buffer); err != nil {
-					t.Fatal(err)
-				}
+				l, client := narrowLink(t, buffer)
 				send := l.sends(testFile(t, content), content)[how]
 				sent := make(chan error, 1)
 				go func() {
@@ -59,7 +87,7 @@ func TestSlowPeerGetsAllAfterClose(t *testing.T) {
 					}
 					sent <- err
 				}()
-				wire := make([]byte, 0, 2*len(content))
+				var wire []byte
 				for done := false; !done; {
 					select {
 					case err := <-sent:
@@ -68,18 +96,11 @@ func TestSlowPeerGetsAllAfterClose(t *testing.T) {
 						}
 						done = true
 					case <-time.After(10 * time.Millisecond):
-						l.peer.SetReadDeadline(time.Now().Add(10 * time.Millisecond)) // it may have all
-						n, err := l.peer.Read(wire[len(wire):min(len(wire)+2000, cap(wire))])
-						if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-							t.Fatal(err)
-						}
-						wire = wire[:len(wire)+n]
+						wire = l.readRaw(wire, 2000)
 					}
 				}
-				l.peer.SetReadDeadline(time.Now().Add(5 * testTimeout))
 				cerr := l.Close()
-				before, _ := client.r.Peek(client.r.Buffered())
-				client.r = bufio.NewReader(io.MultiReader(bytes.NewReader(before), bytes.NewReader(wire), l.peer))
+				l.goOn(client, wire)
 				if got, err := io.ReadAll(client); !bytes.Equal(got, content) {
 					t.Errorf("the peer got %d bytes of %d, then %v; Close: %v", len(got), len(content), err, cerr)
 				}
@@ -94,14 +115,7 @@ func TestSlowPeerGetsAllAfterClose(t *testing.T) {
 func waitingForTCP(t *testing.T, hook func(name string, n int) (int, error)) (l *link, client *client13, content []byte, sent <-chan error) {
 	t.Helper()
 	needKTLS(t)
-	l = &link{t: t}
-	l.sock, l.peer = narrowPair(t)
-	l.start(setup{}, l.sock)
-	client = l.with13(tls.TLS_AES_128_GCM_SHA256, clientOptions{})
-	l.mustUpgrade()
-	if err := l.sock.SetWriteBuffer(4 << 10); err != nil {
-		t.Fatal(err)
-	}
+	l, client = narrowLink(t, 4<<10)
 	waits := make(chan struct{})
 	var once sync.Once
 	testHookCall = func(name string, n int) (int, error) {
@@ -181,13 +195,7 @@ func TestSettleIsCalm(t *testing.T) {
 	var wire []byte
 	for looks.Load() < 3 { // there is room, but not all has gone
 		time.Sleep(30 * time.Millisecond)
-		p := make([]byte, 1000)
-		l.peer.SetReadDeadline(time.Now().Add(20 * time.Millisecond)) // it may have all
-		n, err := l.peer.Read(p)
-		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Fatal(err)
-		}
-		wire = append(wire, p[:n]...)
+		wire = l.readRaw(wire, 1000)
 		if len(wire) > len(content) {
 			t.Skip("the kernel took all at once")
 		}
@@ -202,9 +210,7 @@ func TestSettleIsCalm(t *testing.T) {
 	if n := looks.Load() - before; n > 40 {
 		t.Errorf("looked %d times in a second", n)
 	}
-	l.peer.SetReadDeadline(time.Now().Add(testTimeout))
-	first, _ := client.r.Peek(client.r.Buffered())
-	client.r = bufio.NewReader(io.MultiReader(bytes.NewReader(first), bytes.NewReader(wire), l.peer))
+	l.goOn(client, wire)
 	got := make([]byte, len(content))
 	if _, err := io.ReadFull(client, got); err != nil || !bytes.Equal(got, content) {
 		t.Errorf("the client got something else, or %v", err)
