@@ -3,6 +3,7 @@
 package main
 
 import (
+	"math"
 	"slices"
 	"time"
 )
@@ -54,35 +55,82 @@ func (r *result) collect(srv *server, requests int, f func(*block) error) error 
 			n += b.requests
 		}
 		typical := representative(all)
-		collected := end.collections > 0 // it is Go: Caddy's start alone makes some
-		more := n < r.Requests || len(typical) == 0 || collected && cycles(all) < r.enoughCycles() && n < r.mostRequests()
-		if !more {
+		collected := end.collections > 0 && r.Body <= 1<<20 // it is Go: Caddy's start alone makes some
+		good := standardError(typical) <= goodError && (!collected || cycles(all) >= leastParts)
+		if len(typical) > 0 && n >= r.Requests && (good || n >= r.mostRequests()) {
 			r.add(typical)
 			return nil
 		}
 	}
 }
 
-// enoughCycles is how many of the garbage collector's a measurement is to have.
-// With HTTP/2, more requests or fewer fall into one by chance: two measurements
-// of small responses differed by 7 % with 4 cycles, and by 2 % with 24.
-func (r *result) enoughCycles() int {
-	if r.Protocol == "h2" {
-		return 20
-	}
-	return 8
-}
+// goodError is the standard error that ends a measurement: then most ratios of two
+// servers agree within 1 % from run to run, and one in hundreds misses by 3 %.
+const goodError = 0.005
 
-// mostRequests is when no more is done to see enough cycles. Where bodies are
-// large, a cycle is little next to them.
+// mostRequests is when no more is done for a small error, or to see whole cycles of
+// the garbage collector: next to a large body, a cycle is little. Small bodies are
+// quick, and what they cost depends most on these.
 func (r *result) mostRequests() int {
 	switch {
-	case r.Body > 1<<20:
+	case r.here(): // enough of them, by a clock that others disturb
 		return r.scenario.Requests
+	case r.Body > 1<<20:
+		return 8 * r.scenario.Requests
 	case r.Body > 64<<10:
 		return 4 * r.scenario.Requests
 	}
 	return 40 * r.scenario.Requests
+}
+
+// Parts are what a standard error is made of. Fewer tell too little; and more are
+// joined, as a part's cost may depend on what the one before it left, such as half
+// of a garbage collector's cycle.
+const (
+	leastParts = 6
+	mostParts  = 8
+)
+
+// standardError returns that of the mean cost of a request, as a share of it:
+// that of a ratio of sums, cost to requests, over parts that follow one another. A
+// part has whole cycles of the garbage collector, if there are any.
+func standardError(typical []block) float64 {
+	var parts []block
+	joined := block{}
+	whole := slices.ContainsFunc(typical, collecting)
+	for _, b := range typical {
+		joined.requests += b.requests
+		joined.server += b.server
+		if !whole || collecting(b) {
+			parts = append(parts, joined)
+			joined = block{}
+		}
+	}
+	if n := len(parts); n > mostParts {
+		fewer := make([]block, mostParts)
+		for i, part := range parts {
+			to := &fewer[i*mostParts/n]
+			to.requests += part.requests
+			to.server += part.server
+		}
+		parts = fewer
+	}
+	if len(parts) < leastParts {
+		return math.Inf(1)
+	}
+	var requests, cost float64
+	for _, part := range parts {
+		requests += float64(part.requests)
+		cost += float64(part.server)
+	}
+	mean := cost / requests
+	var squares float64
+	for _, part := range parts {
+		off := float64(part.server) - mean*float64(part.requests)
+		squares += off * off
+	}
+	n := float64(len(parts))
+	return math.Sqrt(squares*n/(n-1)) / cost
 }
 
 func collecting(b block) bool {
@@ -121,6 +169,9 @@ func representative(all []block) []block {
 // add makes blocks the result.
 func (r *result) add(all []block) {
 	r.Requests = 0
+	if err := standardError(all); !math.IsInf(err, 1) {
+		r.Error = err
+	}
 	var latencies []time.Duration
 	for _, b := range all {
 		r.Requests += b.requests

@@ -15,15 +15,16 @@ type result struct {
 	Server  string `json:"server"`
 	Version string `json:"version"`
 	scenario
-	Instructions int64  `json:"instructions,omitempty"` // of the server, kernel included
-	User         int64  `json:"user,omitempty"`         // of these, about how many outside the kernel
-	Client       int64  `json:"client,omitempty"`       // instructions of the client
-	Collections  int    `json:"collections"`            // cycles of the garbage collector meanwhile
-	Records      int64  `json:"records"`                // TLS records with data
-	Plaintext    int64  `json:"plaintext"`              // bytes in them
-	KernelTLS    int64  `json:"kernel_tls"`             // connections that the kernel came to encrypt
-	Cipher       string `json:"cipher"`
-	Curve        string `json:"curve"`
+	Instructions int64   `json:"instructions,omitempty"` // of the server, kernel included
+	User         int64   `json:"user,omitempty"`         // of these, about how many outside the kernel
+	Client       int64   `json:"client,omitempty"`       // instructions of the client
+	Error        float64 `json:"error,omitempty"`        // standard error of Instructions (or CPU) per request, as a share of it
+	Collections  int     `json:"collections"`            // cycles of the garbage collector meanwhile
+	Records      int64   `json:"records"`                // TLS records with data
+	Plaintext    int64   `json:"plaintext"`              // bytes in them
+	KernelTLS    int64   `json:"kernel_tls"`             // connections that the kernel came to encrypt
+	Cipher       string  `json:"cipher"`
+	Curve        string  `json:"curve"`
 
 	Time   *times `json:"time,omitempty"`   // in place of instructions, where time is measured
 	Memory *usage `json:"memory,omitempty"` // where memory is measured
