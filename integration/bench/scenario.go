@@ -33,7 +33,7 @@ type scenario struct {
 	Body        int64  `json:"body"`        // bytes of a response's body
 	Connections int    `json:"connections"` // at the same time
 	Streams     int    `json:"streams"`     // requests at the same time on a connection
-	Requests    int    `json:"requests"`    // measured ones, over all connections
+	Requests    int    `json:"requests"`    // measured ones (before: at least), over all connections
 	TLS         string `json:"tls"`         // the version: 1.3, 1.2, or none
 }
 
@@ -42,7 +42,7 @@ func (s *scenario) ofMemory() bool {
 	return s.Mode == idling || s.Mode == slow
 }
 
-// A size is a file's, in bytes, with how many requests make a measurement.
+// A size is a file's, in bytes, with how many requests a measurement has at least.
 type size struct {
 	body     int64
 	requests int

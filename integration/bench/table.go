@@ -59,6 +59,7 @@ func writeTables(out io.Writer, results []result) error {
 			writeMemory(&b, pages[p])
 		default:
 			writeTable(&b, pages[p])
+			writeErrors(&b, pages[p])
 			if p.here {
 				b.WriteByte('\n')
 				writeTimes(&b, pages[p])
@@ -186,6 +187,33 @@ func writeTable(b *strings.Builder, results []result) {
 		}
 		b.WriteByte('\n')
 	}
+}
+
+// writeErrors says how exact a table is, as far as its measurements tell.
+func writeErrors(b *strings.Builder, results []result) {
+	g := newGrid(results)
+	var most float64
+	good, all := 0, 0
+	for _, cells := range g.cells {
+		for _, r := range cells {
+			if r.Error == 0 {
+				continue
+			}
+			all++
+			if r.Error <= goodError {
+				good++
+			}
+			most = max(most, r.Error)
+		}
+	}
+	if all == 0 {
+		return
+	}
+	fmt.Fprintf(b, "\nThe standard error is at most %.1f %% for %d of %d figures", 100*goodError, good, all)
+	if good < all {
+		fmt.Fprintf(b, ", and at most %.1f %% for the others", 100*most)
+	}
+	b.WriteString(".\n")
 }
 
 // writeTimes writes what clients saw.

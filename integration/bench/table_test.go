@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -42,6 +43,24 @@ func TestTable(t *testing.T) {
 `
 	if got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+func TestTableTellsErrors(t *testing.T) {
+	small := scenario{"h1", decrypting, 1 << 10, 1, 1, 10, "1.3"}
+	one := func(server string, err float64) result {
+		return result{Kernel: "7.3", Server: server, scenario: small, Instructions: 1000, Error: err}
+	}
+	for want, results := range map[string][]result{
+		"\nThe standard error is at most 0.5 % for 2 of 2 figures.\n":                                   {one("caddy", 0.005), one("nginx", 0.001)},
+		"\nThe standard error is at most 0.5 % for 1 of 2 figures, and at most 1.2 % for the others.\n": {one("caddy", 0.012), one("nginx", 0.001), one("lighttpd", 0)},
+	} {
+		if got := tablesOf(t, results); !strings.Contains(got, want) {
+			t.Errorf("got\n%s\nwant\n%s", got, want)
+		}
+	}
+	if got := tablesOf(t, []result{one("caddy", 0)}); strings.Contains(got, "error") {
+		t.Errorf("an error of none:\n%s", got)
 	}
 }
 
