@@ -151,6 +151,7 @@ func shortTimeout() string {
 // TestHandshakeTimeout: clients that don't get on with the handshake are sent
 // away after the wrapper's time-out.
 func TestHandshakeTimeout(t *testing.T) {
+	notEmulated(t)
 	needKTLS(t) // without it, the wrapper isn't in the way, nor is its time-out
 	c := start(t, listener{wrappers: "ktls {\n\thandshake_timeout " + shortTimeout() + "\n}"})
 	idle := c.dialTLS(t, 0)
@@ -169,6 +170,7 @@ func TestHandshakeTimeout(t *testing.T) {
 
 // TestDefaultHandshakeTimeout: the server's time-outs hold as in stock Caddy.
 func TestDefaultHandshakeTimeout(t *testing.T) {
+	notEmulated(t)
 	start(t, listener{wrappers: "ktls", options: "timeouts {\n\tread_header " + shortTimeout() + "\n}"}).handshakesTimeOut(t)
 }
 

@@ -167,6 +167,8 @@ func TestNghttp(t *testing.T) {
 		of := []file{small, ofSize(65537), ofSize(mib), medium, large}
 		if len(windows) > 0 && windows[0] == "-w10" {
 			of = of[:3] // a KiB at a time
+		} else if slow {
+			of = of[:4]
 		}
 		check := countUpgrades(t)
 		for _, f := range of {

@@ -352,11 +352,9 @@ func TestGracePeriod(t *testing.T) {
 // TestShutdownDelay: during shutdown_delay Caddy serves as ever; then the grace
 // period begins.
 func TestShutdownDelay(t *testing.T) {
+	notEmulated(t)
 	delay := "2s"
-	switch {
-	case slow:
-		delay = "20s"
-	case raceDetector:
+	if raceDetector {
 		delay = "10s"
 	}
 	c := setup{
