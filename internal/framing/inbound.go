@@ -27,7 +27,10 @@ func (in *inbound) boundary() bool {
 	return in.settled && in.have == 0 && in.left == 0 && !in.block && !in.lost
 }
 
-// Received follows what was read from the client, before the server gets it.
+// Received follows what was read from the client, before the server gets it, and
+// lowers in it a SETTINGS_MAX_FRAME_SIZE of more than servedFrame to that: a server
+// keeps a buffer as large as its largest frame, and it isn't the client who decides
+// on that. Frames to the client may still be as large as it said.
 func (s *Session) Received(p []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -81,14 +84,31 @@ func (in *inbound) begin() {
 		in.block && h.typ != http2.FrameContinuation
 }
 
-// readSettings reads some of the payload of SETTINGS.
+// readSettings reads some of the payload of SETTINGS, and lowers frame sizes in it.
 func (in *inbound) readSettings(p []byte) {
 	for at := in.frame.length - in.left; len(p) > 0; {
-		n := copy(in.setting[at%settingLen:], p)
+		begin := at % settingLen
+		n := copy(in.setting[begin:], p)
+		if http2.SettingID(binary.BigEndian.Uint16(in.setting[:])) == http2.SettingMaxFrameSize {
+			in.lower(p[:n], begin)
+			if begin+n == settingLen {
+				in.size = binary.BigEndian.Uint32(in.setting[2:])
+				in.lost = in.lost || in.size < minFrame || in.size > maxFrame
+			}
+		}
 		at, p = at+n, p[n:]
-		if at%settingLen == 0 && http2.SettingID(binary.BigEndian.Uint16(in.setting[:])) == http2.SettingMaxFrameSize {
-			in.size = binary.BigEndian.Uint32(in.setting[2:])
-			in.lost = in.lost || in.size < minFrame || in.size > maxFrame
+	}
+}
+
+// lower makes the bytes of a SETTINGS_MAX_FRAME_SIZE, p, from byte begin of the
+// setting on, those of servedFrame if it is larger. They may come one by one: that
+// of the 65,536s tells, and those behind it are 0 in servedFrame. What is no legal
+// size stays, for the server to see.
+func (in *inbound) lower(p []byte, begin int) {
+	const tells = 3 // 2 bytes of ID, 4 of the value
+	for i := range p {
+		if at := begin + i; at >= tells && in.setting[2] == 0 && in.setting[tells] >= servedFrame>>16 {
+			p[i] = byte(uint32(servedFrame) >> (8 * (settingLen - 1 - at)))
 		}
 	}
 }

@@ -2,6 +2,7 @@ package framing
 
 import (
 	"bytes"
+	"encoding/binary"
 	"math/rand/v2"
 	"testing"
 
@@ -181,9 +182,27 @@ func (m *receiveModel) run() {
 	m.check()
 }
 
+// lowered returns whole frames of a client with no SETTINGS_MAX_FRAME_SIZE over
+// servedFrame.
+func lowered(sent []byte) []byte {
+	sent = bytes.Clone(sent)
+	for rest := sent[len(http2.ClientPreface):]; len(rest) > 0; {
+		h := parseHeader(rest)
+		payload := rest[headerLen : headerLen+h.length]
+		for ; h.typ == http2.FrameSettings && len(payload) >= settingLen; payload = payload[settingLen:] {
+			value := payload[2:settingLen]
+			if http2.SettingID(payload[1]) == http2.SettingMaxFrameSize && binary.BigEndian.Uint32(value) > servedFrame {
+				binary.BigEndian.PutUint32(value, servedFrame)
+			}
+		}
+		rest = rest[headerLen+h.length:]
+	}
+	return sent
+}
+
 func (m *receiveModel) check() {
 	// Nothing but whole frames between those of the client.
-	rest, injected, sent := m.read, m.injected, m.sent
+	rest, injected, sent := m.read, m.injected, lowered(m.sent)
 	n := len(http2.ClientPreface)
 	rest, sent = rest[n:], sent[n:]
 	for len(rest) > 0 {
@@ -229,6 +248,9 @@ func (m *receiveModel) check() {
 	}
 	if m.want > 0 && m.server.frameSize < m.want {
 		m.t.Fatalf("the server writes frames of %d bytes, asked for %d", m.server.frameSize, m.want)
+	}
+	if m.server.frameSize > max(m.want, servedFrame) {
+		m.t.Fatalf("the server writes frames of %d bytes, asked for no more than %d", m.server.frameSize, m.want)
 	}
 }
 

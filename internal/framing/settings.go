@@ -37,6 +37,11 @@ type settings struct {
 	buf     [headerLen + pingLen]byte
 }
 
+// servedFrame is the largest frame, in bytes of payload, that a server writes without
+// Enlarge. Caddy writes files in pieces of so much, so that none was larger. The
+// lower 16 bits must be 0.
+const servedFrame = 64 << 10
+
 // Limits of Enlarge.
 const (
 	MinFrameSize = minFrame
@@ -45,8 +50,8 @@ const (
 
 // Enlarge lets the server write frames of up to size bytes of payload
 // (MinFrameSize to MaxFrameSize) whatever the client accepts: it asks for a
-// SETTINGS_MAX_FRAME_SIZE to be injected into what the server reads, unless the
-// client accepts as much itself. All frames are then cut to what the client
+// SETTINGS_MAX_FRAME_SIZE to be injected into what the server reads, unless it was
+// told as much by the client. All frames are then cut to what the client
 // accepts. The largest size asked for counts.
 //
 // Cut without a small rest are multiples of Record less 9 (16375 by default).
@@ -148,7 +153,7 @@ func (t *settings) received(size uint32) {
 	t.unacked++
 	t.since++
 	if size > 0 {
-		t.latest, t.believed = size, size
+		t.latest, t.believed = size, min(size, servedFrame)
 		// More holds from the acknowledgement on. Less is always allowed.
 		t.accepts = min(t.accepted(), size)
 	}

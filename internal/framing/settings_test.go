@@ -131,10 +131,46 @@ func TestInjectNotAfterErrors(t *testing.T) {
 
 // A client that accepts as much needs no injection.
 func TestInjectNotForAClientThatAcceptsAsMuch(t *testing.T) {
-	s := opened(t, 100_000)
-	s.Enlarge(100_000)
+	s := opened(t, 60_000)
+	s.Enlarge(60_000)
 	if got := injected(t, s); len(got) > 0 {
 		t.Errorf("%q", got)
+	}
+}
+
+// However large a client's frames may be, and however its SETTINGS come, the server
+// is told of no more than servedFrame, and the client gets what it said.
+func TestLargeFramesOfClientAreNotForTheServer(t *testing.T) {
+	for size, told := range map[uint32]uint32{
+		minFrame: minFrame, 1<<16 - 1: 1<<16 - 1, 1 << 16: 1 << 16, 1<<16 + 1: 1 << 16, 1 << 17: 1 << 16, 0x01ff_ff: 1 << 16, 0xff_00_01: 1 << 16, maxFrame: 1 << 16,
+		minFrame - 1: minFrame - 1, maxFrame + 1: maxFrame + 1, 1<<32 - 1: 1<<32 - 1, // for the server to refuse
+	} {
+		sent := append(append([]byte(http2.ClientPreface), settingsFrame(int(size))...), maxFrameSize(size)...)
+		want := append(append([]byte(http2.ClientPreface), settingsFrame(int(told))...), maxFrameSize(told)...)
+		if size < minFrame || size > maxFrame {
+			sent, want = sent[:len(http2.ClientPreface)+headerLen+2*settingLen], want[:len(http2.ClientPreface)+headerLen+2*settingLen]
+		}
+		for _, n := range []int{1, 2, 3, 5, 7, 11, len(sent)} {
+			s, read := new(Session), bytes.Clone(sent)
+			for p := read; len(p) > 0; p = p[min(n, len(p)):] {
+				s.Received(p[:min(n, len(p))])
+			}
+			if !bytes.Equal(read, want) {
+				t.Errorf("%d, %d bytes at once: the server reads %q", size, n, read)
+			}
+			rewritten(t, s, append(bytes.Clone(ack), ack...))
+			if got := s.settings.accepted(); told >= minFrame && told <= maxFrame && got != size {
+				t.Errorf("%d, %d bytes at once: frames for the client of %d", size, n, got)
+			}
+		}
+		if size <= servedFrame || size > maxFrame {
+			continue
+		}
+		s := opened(t, int(size))
+		s.Enlarge(100_000)
+		if got := injected(t, s); !bytes.Equal(got, maxFrameSize(100_000)) {
+			t.Errorf("%d: the server isn't told of frames of 100,000 bytes: %q", size, got)
+		}
 	}
 }
 
