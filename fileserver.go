@@ -367,7 +367,7 @@ func (w *responseWriter) watchLength(h http.Header) {
 // WriteHeader looks at the header as net/http got it: writers below may change
 // it, and later changes don't count.
 func (w *responseWriter) WriteHeader(status int) {
-	if w.conn != nil && w.conn.Expiring() {
+	if status >= 200 && w.own != nil && w.own.Expiring() {
 		w.ResponseWriterWrapper.Header().Set("Connection", "close") // HTTP/2: GOAWAY
 	}
 	w.ResponseWriterWrapper.WriteHeader(status)

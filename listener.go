@@ -79,7 +79,7 @@ type ListenerWrapper struct {
 	// How many TLS records the kernel may encrypt under one key, at least 64.
 	// After so many, a connection with TLS 1.3 gets a new key (Linux 6.14 or
 	// newer); others are told to end, with `Connection: close` or GOAWAY, when
-	// seven eighths are used. Default, and at most, what the cipher allows:
+	// half of them are used. Default, and at most, what the cipher allows:
 	// 23726566 for AES-GCM (RFC 8446, section 5.5), some 388 GB.
 	KeyLimit uint64 `json:"key_limit,omitempty"`
 
@@ -152,7 +152,7 @@ func (w *ListenerWrapper) Provision(ctx caddy.Context) error {
 	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
-	w.features = ktls.Probe()
+	w.features = ktls.ProbeAgain()
 	remedy := w.features.Reason()
 	if w.features.Usable() && !knowsTLSListener() {
 		remedy = "build with the Go version of a release of this module: this one's TLS listener isn't known"

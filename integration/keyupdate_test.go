@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/textproto"
 	"os"
 	"os/exec"
 	"strings"
@@ -408,7 +409,7 @@ func TestKeyLimitChangesKeys(t *testing.T) {
 // upgrade.
 func TestKeyLimitEndsConnections(t *testing.T) {
 	needKTLS(t)
-	const limit = 256 // an eighth must be enough for one answer
+	const limit = 256 // half must be enough for one answer
 	c := start(t, listener{wrappers: fmt.Sprintf("ktls {\n\tkey_limit %d\n}", limit)})
 	f := ofSize(65537) // five records
 	const requests = 60
@@ -451,8 +452,8 @@ func TestKeyLimitEndsConnections(t *testing.T) {
 					c.tookFile(t, uri, f.size)
 				}
 				conns := int(client.conns.Load() - before)
-				// With five to nine records each, and seven eighths of the limit.
-				if conns < requests*5/limit || conns > requests*9/(limit/8*7-9)+1 {
+				// With five to nine records each, and half of the limit.
+				if conns < requests*5/limit || conns > requests*9/(limit/2-9)+1 {
 					t.Errorf("%d connections for %d requests", conns, requests)
 				}
 				if proto == "h1" && closes < conns-1 {
@@ -472,6 +473,52 @@ func TestKeyLimitEndsConnections(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestKeyLimitIsTold: whatever a connection is used for, its client is told that it
+// ends before its key is used up, and not by a header that isn't the answer's.
+func TestKeyLimitIsTold(t *testing.T) {
+	needKTLS(t)
+	const limit = 256
+	c := start(t, listener{
+		wrappers: fmt.Sprintf("ktls {\n\tupgrade handshake\n\tkey_limit %d\n}", limit),
+		sites:    []site{{body: files("reverse_proxy /to/* " + backend(t))}},
+	})
+	old := func(config *tls.Config) { config.MaxVersion = tls.VersionTLS12 } // whose keys can't be changed
+	for _, proto := range []string{"h1", "h2"} {
+		t.Run("POST/"+proto, func(t *testing.T) {
+			client := c.goClient(t, 0, proto, func(tr *http.Transport) { old(tr.TLSClientConfig) })
+			const requests = 200 // of at least one record each
+			for range requests {
+				client.upload(t, c.url(0, "/to/backend"), []byte("x"), false)
+			}
+			if n := client.conns.Load(); n < 2 || n > requests/10 {
+				t.Errorf("%d connections for %d requests", n, requests)
+			}
+		})
+	}
+	t.Run("101", func(t *testing.T) {
+		conn := c.dialTLS(t, 0, old)
+		defer conn.Close()
+		r := bufio.NewReader(conn)
+		uri := "/" + medium.name + "?half"
+		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n", uri)
+		a, err := readAnswer(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.isFile(t, medium)
+		c.tookFile(t, uri, medium.size)
+		io.WriteString(conn, "GET /to/backend HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+		header, err := textproto.NewReader(r).ReadLine()
+		if err != nil || !strings.Contains(header, " 101 ") {
+			t.Fatal(header, err)
+		}
+		fields, err := textproto.NewReader(r).ReadMIMEHeader()
+		if err != nil || fields.Get("Connection") != "Upgrade" || fields.Get("Upgrade") != "echo" {
+			t.Error(fields, err)
+		}
+	})
 }
 
 // countingConn counts the records that a server sends. Wrapped by crypto/tls.

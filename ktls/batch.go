@@ -99,19 +99,21 @@ func (b *Batch) SendFramed(f *os.File, off, n int64, framed Framed, stalled func
 // pieces sends as many whole pieces as the key allows.
 func (b *Batch) pieces(file int, off, n, done int64, framed Framed, stalled func(int64)) (int64, error) {
 	t := b.tap
-	size, whole := int64(framed.Size), int64(framed.Size+framed.Len)
+	size := int64(framed.Size)
+	// Sendfile ends a piece's last record: what it could have held is used up too.
+	worth := (size + int64(framed.Len) + t.key.size - 1) / t.key.size * t.key.size
 	count := (n + size - 1) / size
-	if total := count * whole; !t.key.fits(total) {
-		if t.key.room() < whole {
+	if !t.key.fits(count * worth) {
+		if t.key.room() < worth {
 			if err := t.renewKey(); err != nil {
 				return 0, err
 			}
 		}
-		count = min(count, t.key.room()/whole)
+		count = min(count, t.key.room()/worth)
 		if count == 0 {
 			return 0, fmt.Errorf("pieces of %d bytes: %w", size, ErrKeyLimit)
 		}
 	}
-	t.key.take(count * whole)
+	t.key.take(count * worth)
 	return t.kernel.sendPieces(file, off, min(n, count*size), done, framed, stalled)
 }

@@ -75,7 +75,7 @@
 //	usage limit of our key near or reached, otherwise
 //	  handshake     -
 //	  crypto/tls    no upgrade from half of it on                        TestKeyLimitRefusesUpgrade
-//	  kernel sends  Expiring from 7/8 of it on                           TestKeyLimitEndsTheConnection
+//	  kernel sends  Expiring from half of it on                          TestKeyLimitEndsTheConnection
 //	  kernel sends  reached: alert internal_error, the end               TestKeyLimitEndsTheConnection
 //	  closed        -
 //

@@ -595,3 +595,92 @@ func TestZerocopyROIsReadBack(t *testing.T) {
 		checkServes(t, l, client)
 	}
 }
+
+// TestRoomIsKept: what there was room for before an upgrade can be sent after it,
+// whatever was sent before and however small the records are; and as long as a
+// connection doesn't expire, half of the limit can.
+func TestRoomIsKept(t *testing.T) {
+	const limit = 1000
+	for _, test := range []struct {
+		name   string
+		opts   Options
+		before int // records
+		n      int64
+		room   bool
+	}{
+		{"small records", Options{RecordSize: 1024}, 0, 4 << 20, false},
+		{"small records, a short file", Options{RecordSize: 1024}, 0, 400 << 10, true},
+		{"records before", Options{}, 450, 10 << 20, false},
+		{"records before, a short file", Options{}, 450, 7 << 20, true},
+	} {
+		for _, s := range []suite{upgradable[0], upgradable[3]} {
+			t.Run(test.name+"/"+s.String(), func(t *testing.T) {
+				needSuite(t, s)
+				test.opts.KeyLimit, test.opts.Features = limit, noRekey()
+				l := setup{opts: test.opts}.connect(t)
+				go io.Copy(io.Discard, l.with(s))
+				for range test.before {
+					l.Write([]byte("x"))
+				}
+				if l.Room(test.n) != test.room {
+					t.Fatalf("room for %d bytes: %t", test.n, !test.room)
+				}
+				if !test.room {
+					return
+				}
+				l.mustUpgrade()
+				if sent, err := l.SendFile(testFile(t, make([]byte, test.n)), 0, test.n, nil); err != nil {
+					t.Errorf("%d of %d bytes sent, %v", sent, test.n, err)
+				}
+			})
+		}
+	}
+	t.Run("file after file", func(t *testing.T) {
+		needSuite(t, upgradable[0])
+		l := setup{opts: Options{Features: noRekey(), KeyLimit: limit}}.connect(t)
+		go io.Copy(io.Discard, l.with(upgradable[0]))
+		l.mustUpgrade()
+		const n = (limit/2 - 20) * MaxPlaintext
+		f := testFile(t, make([]byte, n))
+		for range 10 {
+			if l.Expiring() {
+				return
+			}
+			if sent, err := l.SendFile(f, 0, n, nil); err != nil {
+				t.Fatalf("%d of %d bytes sent, %v", sent, n, err)
+			}
+		}
+		t.Error("the connection doesn't expire")
+	})
+}
+
+// TestPiecesCountAsTheirRecords: sendfile ends a record with each piece, however
+// short.
+func TestPiecesCountAsTheirRecords(t *testing.T) {
+	needSuite(t, upgradable[0])
+	const limit, pieces, header = 200, 150, 9
+	for _, size := range []int{100, MaxPlaintext - header, MaxPlaintext} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			l := setup{opts: Options{Features: noRekey(), KeyLimit: limit}}.connect(t)
+			client := l.with13(upgradable[0].id, clientOptions{})
+			l.mustUpgrade()
+			before := l.tap.key.used.Load()
+			done := receive(client)
+			f := testFile(t, make([]byte, pieces*size))
+			err := l.Batch(func(b *Batch) error {
+				_, err := b.SendFramed(f, 0, int64(pieces*size), Framed{Size: size, Len: header, Headers: make([]byte, pieces*header)}, nil)
+				return err
+			})
+			twice := size == MaxPlaintext // a header and so much don't fit a record
+			if twice != errors.Is(err, ErrKeyLimit) || !twice && err != nil {
+				t.Error(err)
+			}
+			counted := l.tap.key.used.Load()
+			l.Close()
+			<-done
+			if sent := client.in.seq; counted < before+pieces || sent > limit || sent > counted+2 {
+				t.Errorf("%d records under a key for %d; counted %d", sent, limit, counted)
+			}
+		})
+	}
+}

@@ -238,13 +238,19 @@ func (c *Conn) Room(n int64) bool {
 		return true
 	default:
 		cipher, ok := CipherOf(c.suite)
-		return !ok || uint64(n/MaxPlaintext)+keyReserve+2 < c.opts.keyLimit(cipher)
+		size := int64(MaxPlaintext)
+		if r := c.opts.RecordSize; r > 0 && r < MaxPlaintext {
+			size = int64(r) - 1 // as upgrade has it
+		}
+		// An upgrade leaves half of the limit at least.
+		return !ok || uint64(n/size)+keyReserve+2 < c.opts.keyLimit(cipher)/2
 	}
 }
 
-// Expiring reports whether the connection should be told to end, because seven
-// eighths of what its key may encrypt are used up and it can't be changed.
+// Expiring reports whether the connection should be told to end, because half of
+// what its key may encrypt is used up and it can't be changed. So late that it costs
+// nothing, and so early that there is room for the longest files.
 func (c *Conn) Expiring() bool {
 	k := &c.tap.key
-	return c.offloaded.Load() && !k.change && k.used.Load() > k.limit/8*7
+	return c.offloaded.Load() && !k.change && k.used.Load() > k.limit/2
 }
