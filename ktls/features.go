@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"time"
 )
 
 // Support is the answer to whether this machine's kernel can do something.
@@ -246,6 +248,38 @@ func wrap(text string, width int) []string {
 // itself over the loopback interface, and has it send a file as a self-test. It
 // asks once per process, in some milliseconds, and never fails: what it could
 // not find out is Unknown in its result.
-func Probe() *Features { return probeOnce() }
+func Probe() *Features {
+	if f := probed.answer.Load(); f != nil {
+		return f
+	}
+	return probed.ask(func(f *Features) bool { return f == nil })
+}
 
-var probeOnce = sync.OnceValue(probe)
+// ProbeAgain is Probe, but asks anew if the kernel was not [Features.Usable]: its
+// module may have been loaded since. An answer of the last second is new enough.
+func ProbeAgain() *Features {
+	return probed.ask(func(f *Features) bool {
+		return f == nil || !f.Usable() && time.Since(probed.at) > time.Second
+	})
+}
+
+// probed is the kernel's last answer.
+var probed probing
+
+type probing struct {
+	answer atomic.Pointer[Features]
+
+	mu sync.Mutex // one asks; guards what follows
+	at time.Time
+}
+
+// ask asks the kernel if the last answer, or nil, is outdated.
+func (p *probing) ask(outdated func(*Features) bool) *Features {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if outdated(p.answer.Load()) {
+		p.answer.Store(probe())
+		p.at = time.Now()
+	}
+	return p.answer.Load()
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 )
 
@@ -197,5 +198,43 @@ func TestFeaturesTableIsNarrow(t *testing.T) {
 				t.Errorf("%d columns: %s", n, line)
 			}
 		}
+	}
+}
+
+// TestProbeAgain: the kernel's answer is kept, but one that says no only until
+// someone asks again, as its module can be loaded.
+func TestProbeAgain(t *testing.T) {
+	real := Probe()
+	t.Cleanup(func() { probed.answer.Store(real) })
+	answer := func(f *Features, age time.Duration) {
+		probed.mu.Lock()
+		defer probed.mu.Unlock()
+		probed.answer.Store(f)
+		probed.at = time.Now().Add(-age)
+	}
+	no := &Features{Kernel: "before modprobe"}
+	answer(no, time.Hour)
+	if Probe() != no {
+		t.Error("Probe asks twice")
+	}
+	answer(no, 0)
+	if ProbeAgain() != no {
+		t.Error("asked again at once")
+	}
+	answer(no, time.Hour)
+	again := ProbeAgain()
+	if again == no || again.Usable() != real.Usable() || again.Kernel != real.Kernel {
+		t.Errorf("%s: not asked again", again.Kernel)
+	}
+	if Probe() != again {
+		t.Error("the new answer isn't Probe's")
+	}
+	yes := &Features{
+		ULP: Answer{Support: Yes}, SelfTest: Answer{Support: Yes},
+		TX: map[Combination]Answer{Combinations()[0]: {Support: Yes}},
+	}
+	answer(yes, time.Hour)
+	if ProbeAgain() != yes {
+		t.Error("asked again though the kernel can")
 	}
 }

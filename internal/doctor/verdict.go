@@ -158,8 +158,8 @@ func (r *Report) serverNotes() []Note {
 		why = "it gives no reason"
 	}
 	return []Note{{"server_differs", LevelWarning,
-		"The running server found no usable kernel TLS when it started, though this check does (" + clean(why) +
-			"). It asks once, at its start: restart it, and see what its service manager forbids it."}}
+		"The running server found no usable kernel TLS when it was last asked, though this check does (" + clean(why) +
+			"). It asks when it loads a configuration: reload it; if that doesn't help, see what its service manager forbids it."}}
 }
 
 // sends lists the negotiated ciphers that the kernel encrypts with in a version.
