@@ -69,12 +69,16 @@ func (c *conn) Read(p []byte) (int, error) {
 	} else {
 		n, err = c.Conn.Read(p)
 	}
-	if c.preface >= 0 && n > 0 && !c.checkPreface(p[:n]) {
+	if c.preface >= 0 && (n > 0 && !c.checkPreface(p[:n]) || c.h2 && errors.Is(err, os.ErrDeadlineExceeded)) {
 		c.Close()
 		return 0, io.EOF
 	}
 	return n, err
 }
+
+// prefaceTimeout is how long after its handshake a client may take to begin to
+// speak HTTP/2, as golang.org/x/net's server has it for a *tls.Conn.
+const prefaceTimeout = 10 * time.Second
 
 // checkPreface makes sure that HTTP/2 is spoken where it was negotiated, and
 // nowhere else: behind a connection that isn't a *tls.Conn, net/http goes by the
@@ -159,6 +163,10 @@ func (c *conn) handshaken(h *handshake) error {
 				fmt.Appendf(nil, "Prohibited TLS 1.2 Cipher Suite: %x", state.CipherSuite))
 			c.Close()
 			return errors.New("HTTP/2 prohibits " + tls.CipherSuiteName(state.CipherSuite))
+		}
+		if latest := time.Now().Add(prefaceTimeout); deadline.IsZero() || deadline.After(latest) {
+			deadline = latest
+			c.Conn.SetReadDeadline(deadline)
 		}
 		c.h2, c.http2 = true, &http2Conn{deadline: deadline}
 		if size := c.listener.opts.RecordSize; size > 0 {

@@ -151,7 +151,9 @@ func (c *conn) writeHTTP2(p []byte) (int, error) {
 		err = c.Settle()
 	}
 	if err != nil {
-		c.http2.frames.Close(err)
+		// What the server still writes fails as on any connection that is closed: a
+		// client that leaves is nothing to log.
+		c.http2.frames.Close(net.ErrClosed)
 		return 0, err
 	}
 	return len(p), nil

@@ -3,8 +3,12 @@
 package integration
 
 import (
+	"crypto/tls"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"os"
 	"testing"
 	"time"
 
@@ -136,4 +140,59 @@ func TestHTTP2StoppedClient(t *testing.T) {
 		h.close()
 	}
 	c.awaitFootprint(t, before)
+}
+
+// TestHTTP2Silent: a client that negotiates HTTP/2 and doesn't begin to speak it, or
+// not to its preface's end, is sent away as by stock Caddy, though no time-out for
+// headers would do it.
+func TestHTTP2Silent(t *testing.T) {
+	notEmulated(t)
+	options := "timeouts {\n\tread_header -1s\n}"
+	c := start(t,
+		listener{wrappers: "ktls", options: options},
+		listener{options: options, sites: []site{{body: plainFiles(www)}}},
+	)
+	for i := range 2 {
+		for _, begin := range []string{"", http2.ClientPreface[:20]} {
+			t.Run(fmt.Sprintf("%d/%q", i, begin), func(t *testing.T) {
+				t.Parallel()
+				conn := c.dialTLS(t, i, func(config *tls.Config) { config.NextProtos = []string{"h2"} })
+				if _, err := io.WriteString(conn, begin); err != nil {
+					t.Fatal(err)
+				}
+				conn.SetReadDeadline(time.Now().Add(patience))
+				if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Error("the connection is still open")
+				}
+			})
+		}
+	}
+}
+
+// TestHTTP2ResetsAreNotErrors: clients that leave in the middle of downloads are
+// nothing to tell the administrator, as without the module.
+func TestHTTP2ResetsAreNotErrors(t *testing.T) {
+	c := start(t, listener{wrappers: "ktls"}, listener{wrappers: "ktls", sites: []site{{body: plainFiles(www)}}})
+	clients := 20
+	if slow {
+		clients = 5
+	}
+	before := c.settled(t)
+	told := func(l *line) bool { return l.Level == "error" || l.Level == "warn" }
+	atStart := c.log.count(told) // that the second one has no handler
+	for i := range 2 {
+		for n := range clients {
+			h := c.dialHTTP2(t, i, h2options{window: 1 << 30})
+			for s := range 6 {
+				h.get(fmt.Sprintf("/%s?%d-%d-%d", large.name, i, n, s), content(t, large.name))
+			}
+			h.await(t, "some of it", func() bool { return h.octets > int64(n)*10*kib })
+			h.tcp.SetLinger(0)
+			h.tcp.Close()
+		}
+	}
+	c.awaitFootprint(t, before)
+	if n := c.log.count(told) - atStart; n > 0 {
+		t.Errorf("%d errors and warnings", n)
+	}
 }
