@@ -177,6 +177,7 @@ func TestHTTP2ResetsAreNotErrors(t *testing.T) {
 	if slow {
 		clients = 5
 	}
+	want := content(t, large.name)
 	before := c.settled(t)
 	told := func(l *line) bool { return l.Level == "error" || l.Level == "warn" }
 	atStart := c.log.count(told) // that the second one has no handler
@@ -184,7 +185,7 @@ func TestHTTP2ResetsAreNotErrors(t *testing.T) {
 		for n := range clients {
 			h := c.dialHTTP2(t, i, h2options{window: 1 << 30})
 			for s := range 6 {
-				h.get(fmt.Sprintf("/%s?%d-%d-%d", large.name, i, n, s), content(t, large.name))
+				h.get(fmt.Sprintf("/%s?%d-%d-%d", large.name, i, n, s), want)
 			}
 			h.await(t, "some of it", func() bool { return h.octets > int64(n)*10*kib })
 			h.tcp.SetLinger(0)
